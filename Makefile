@@ -1,0 +1,49 @@
+# Everything sets itself up: the first target that needs the environment makes it.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+MODEL := $(if $(model),--model $(model))
+
+.PHONY: run plan check test lint schema bench bench-methods bench-peers clean help
+.DEFAULT_GOAL := run
+
+run: $(READY)  ## make recipe=NAME [model=FOLDER]: run a recipe
+	@$(if $(recipe),,$(MAKE) -s help; exit 2)
+	@$(BIN)/python -m pipeline run $(recipe) $(MODEL)
+
+plan: $(READY)  ## make plan recipe=NAME [model=FOLDER]: what a run would do; touches nothing
+	@$(BIN)/python -m pipeline plan $(recipe) $(MODEL)
+
+check: $(READY)  ## make check recipe=NAME: prove a finished result again
+	@$(BIN)/python -m pipeline check build/$(recipe)
+
+test: $(READY)  ## all tests, with coverage
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report term-missing:skip-covered
+
+lint: $(READY)  ## ruff and mypy --strict
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+schema: $(READY)  ## write recipes/schema.json
+	@$(BIN)/python -m pipeline schema > recipes/schema.json
+
+bench: $(READY)  ## make bench [shape=7b]: memory and time on a checkpoint of true size (0.5b by default), with peers
+	@$(BIN)/python -m tests.bench.scale $(if $(shape),--shape $(shape)) $(if $(windows),--windows $(windows))
+
+bench-methods: $(READY)  ## the README's table: size and quality of every method at 4, 3 and 2 bits
+	@$(BIN)/python -m tests.bench.methods
+
+bench-peers: $(READY)  ## the README's table: onnxruntime's quantizer and MNN's converter beside ours
+	@$(BIN)/python -m tests.bench.peers
+
+clean:  ## remove results (build/); the environment stays
+	rm -rf build
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  \1\t/' | expand -t 18
+
+$(READY): requirements.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $(READY)
