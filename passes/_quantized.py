@@ -1,0 +1,148 @@
+"""A weight that is to be quantized: everything about it is known, except its bytes.
+
+Passes put these into the graph; nothing is computed until the bytes are asked for. So a plan costs no
+reading, and whoever writes the file may compute one weight at a time and remember it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numba
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from passes._blocks import BlockFormat
+from passes._pack import pack_codes, pack_lsb
+from passes._weights import Weight, as_bits
+from passes.base import PassError
+from passes.methods.base import Method
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some rows of a quantized weight, packed as the ONNX file holds them, and their squared error."""
+
+    codes: np.ndarray
+    scales: np.ndarray
+    zero_points: np.ndarray | None
+    squared_error: float
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedWeight:
+    """One weight [N, K], how it is to be quantized, and what that gives.
+
+    Attributes:
+        name: the layer's name in the checkpoint.
+        source: the float weight.
+        form: bits, block size, symmetry, scale dtype.
+        method: how codes are chosen.
+    """
+
+    name: str
+    source: Weight
+    form: BlockFormat
+    method: Method
+
+    @property
+    def method_name(self) -> str:
+        return type(self.method).__module__.rpartition(".")[2]
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[tuple[int, ...], int]]:
+        """Shape and ONNX dtype of each stored part: codes, scales and, unless symmetric, zero_points."""
+        n, k = self.source.shape
+        form, blocks = self.form, self.form.block_count(k)
+        padded = blocks * form.block_size
+        codes = (n, 3, padded // 8) if form.bits == 3 else (n, blocks, form.block_size * form.bits // 8)
+        scale = TensorProto.FLOAT16 if form.scale_dtype == "fp16" else TensorProto.FLOAT
+        parts = {"codes": (codes, TensorProto.UINT8), "scales": ((n, blocks), scale)}
+        if not form.symmetric:
+            parts["zero_points"] = (n, -(-blocks * form.zero_point_bits // 8)), TensorProto.UINT8
+        return parts
+
+    @cached_property
+    def parts(self) -> dict[str, Part]:
+        return {name: Part(self, name, *spec) for name, spec in self.shapes.items()}
+
+    def chunks(self) -> Iterator[Chunk]:
+        """Quantize from the first row to the last, a few megabytes of the source at a time.
+
+        Raises:
+            PassError: a weight is NaN or infinite, or too large for the scale dtype.
+        """
+        for start, rows in self.source.chunks():
+            bits, shift = as_bits(rows)
+            if not all_finite(bits, np.uint32(shift)):
+                wide = rows.astype(np.float32)
+                row, column = np.argwhere(~np.isfinite(wide))[0]
+                raise PassError(
+                    f"{self.name}: weight [{start + row}, {column}] is {wide[row, column]}. Only finite weights "
+                    "can be quantized; the checkpoint is damaged or its training diverged."
+                )
+            blocks = self.method.quantize(rows, self.form)
+            if np.abs(blocks.scales).max(initial=0) > self.form.largest_scale:
+                raise PassError(
+                    f"{self.name}: weights in rows {start} to {start + len(rows)} need scales beyond "
+                    f"{self.form.scale_dtype}; set scale_dtype: fp32."
+                )
+            error = squared_error(bits, np.uint32(shift), blocks.codes, blocks.scales, blocks.zero_points)
+            zeros = None if self.form.symmetric else pack_lsb(blocks.zero_points, self.form.zero_point_bits)
+            scales = blocks.scales.astype(np.float16) if self.form.scale_dtype == "fp16" else blocks.scales
+            yield Chunk(pack_codes(blocks.codes, self.form.bits), scales, zeros, error)
+
+
+class Part(Weight):
+    """The codes, scales or zero points of a quantized weight, as a constant of the graph."""
+
+    def __init__(self, of: QuantizedWeight, part: str, shape: tuple[int, ...], onnx_dtype: int) -> None:
+        super().__init__(shape, onnx_dtype)
+        self.of = of
+        self.part = part
+
+    def load(self) -> np.ndarray:
+        """Quantize now, in memory; small graphs and tests do."""
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(self.onnx_dtype)
+        found = np.concatenate([getattr(chunk, self.part) for chunk in self.of.chunks()])
+        return found.reshape(self.shape).astype(dtype, copy=False)
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        return self.load()[start:stop]
+
+
+@numba.njit(parallel=True, cache=True, nogil=True)
+def all_finite(bits, shift):  # type: ignore[no-untyped-def]
+    """Whether no float32 of `bits << shift`, [rows, K], is NaN or infinite (all exponent bits set)."""
+    exponent = np.uint32(0x7F800000)
+    bad = 0
+    for row in numba.prange(bits.shape[0]):
+        for i in range(bits.shape[1]):
+            bad += ((np.uint32(bits[row, i]) << shift) & exponent) == exponent
+    return bad == 0
+
+
+@numba.njit(parallel=True, cache=True, nogil=True)
+def squared_error(bits, shift, codes, scales, zeros):  # type: ignore[no-untyped-def]
+    """Sum of (dequantized - weight)^2 in float64, rows added up in order, so that threads do not matter."""
+    rows, k = bits.shape
+    size = codes.shape[1] // scales.shape[1]
+    sums = np.zeros(rows, np.float64)
+    for row in numba.prange(rows):
+        wide = np.empty(size, np.uint32)
+        values = wide.view(np.float32)
+        total = 0.0
+        for block in range(scales.shape[1]):
+            start = block * size
+            filled = min(size, k - start)
+            for i in range(filled):
+                wide[i] = np.uint32(bits[row, start + i]) << shift
+            scale, zero = np.float64(scales[row, block]), np.float64(zeros[row, block])
+            for i in range(filled):
+                miss = (np.float64(codes[row, start + i]) - zero) * scale - np.float64(values[i])
+                total += miss * miss
+        sums[row] = total
+    return sums.sum()

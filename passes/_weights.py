@@ -1,0 +1,108 @@
+"""Weights as lazy, read-only views: a graph carries them without holding their bytes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import ml_dtypes
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.ir.tensor import LazyValues
+
+ROW_CHUNK_BYTES = 8 << 20
+"""About this much of a weight is read at once: small enough for the cache, large enough for the disk."""
+
+
+class Weight(LazyValues):  # type: ignore[misc]
+    """A constant of known shape and dtype whose values are read only on demand, by rows.
+
+    Attributes:
+        shape: as ONNX sees it.
+        onnx_dtype: the ONNX element type, `TensorProto.BFLOAT16` and the like.
+    """
+
+    def __init__(self, shape: tuple[int, ...], onnx_dtype: int) -> None:
+        self.shape = tuple(shape)
+        self.onnx_dtype = onnx_dtype
+        self.numpy_dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(onnx_dtype))
+        # graphsurgeon knows no numpy type for bfloat16 and takes the ONNX number instead
+        self.dtype = onnx_dtype if onnx_dtype == onnx.TensorProto.BFLOAT16 else self.numpy_dtype
+        self.nbytes = math.prod(self.shape) * self.numpy_dtype.itemsize
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """Rows `start:stop` along axis 0, shape [stop - start, ...], in the stored dtype."""
+        raise TypeError(f"{type(self).__name__} cannot be read by rows")
+
+    def load(self) -> np.ndarray:
+        """The whole weight. For small ones: everything large goes through `rows`."""
+        return self.rows(0, self.shape[0]) if self.shape else self.rows(0, 1)
+
+    def chunks(self) -> Iterator[tuple[int, np.ndarray]]:
+        """`(start, rows)` from first to last, each about `ROW_CHUNK_BYTES`."""
+        count = self.shape[0] if self.shape else 1
+        step = rows_per_chunk(self.nbytes // max(count, 1))
+        for start in range(0, count, step):
+            yield start, self.rows(start, min(start + step, count))
+
+    @property
+    def tensor(self) -> onnx.TensorProto:
+        """The placeholder that graphsurgeon writes: dtype and shape, values elsewhere."""
+        return onnx.TensorProto(data_type=self.onnx_dtype, dims=self.shape, data_location=onnx.TensorProto.EXTERNAL)
+
+
+class ArrayWeight(Weight):
+    """A weight that is in memory already: what the tests build, and what a plain ONNX file holds."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        super().__init__(array.shape, onnx.helper.np_dtype_to_tensor_dtype(array.dtype))
+        self.array = array
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        return self.array[start:stop] if self.shape else self.array.reshape(1)
+
+
+class TransposedWeight(Weight):
+    """The [N, K] view of a weight stored [K, N]."""
+
+    def __init__(self, source: Weight) -> None:
+        super().__init__(source.shape[::-1], source.onnx_dtype)
+        self.source = source
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        return np.ascontiguousarray(self.source.load()[:, start:stop].T)
+
+
+def rows_per_chunk(row_bytes: int) -> int:
+    """How many rows of `row_bytes` bytes make one chunk; at least one."""
+    return max(1, ROW_CHUNK_BYTES // max(row_bytes, 1))
+
+
+def weight_of(constant: gs.Constant) -> Weight:
+    """The weight behind a constant, without loading it."""
+    values = constant._values
+    return values if isinstance(values, Weight) else ArrayWeight(np.asarray(constant.values))
+
+
+def as_bits(rows: np.ndarray) -> tuple[np.ndarray, int]:
+    """Rows of floats as unsigned bit patterns for the kernels, which widen them to float32 by a shift.
+
+    Returns:
+        (bits, shift): float32 value = bits << shift, reinterpreted. uint16 and 16 for bfloat16 (its
+        bits are float32's upper half), uint32 and 0 for all others, converted to float32 first.
+    """
+    if rows.dtype == ml_dtypes.bfloat16:
+        return np.ascontiguousarray(rows).view(np.uint16), 16
+    return np.ascontiguousarray(rows, np.float32).view(np.uint32), 0
+
+
+class CastWeight(Weight):
+    """A float weight rounded to another float dtype, row by row as it is read."""
+
+    def __init__(self, source: Weight, onnx_dtype: int) -> None:
+        super().__init__(source.shape, onnx_dtype)
+        self.source = source
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        return self.source.rows(start, stop).astype(self.numpy_dtype)

@@ -1,0 +1,44 @@
+"""What a pass is: frozen options that turn one graph into another and say what they did."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.logger import G_LOGGER
+from pydantic import BaseModel, ConfigDict
+
+# graphsurgeon warns about every bfloat16 weight, which stays as it is here
+G_LOGGER.severity = G_LOGGER.ERROR
+
+
+class PassError(Exception):
+    """The graph does not allow what the pass was asked to do: what, where, and what would be right."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a pass did: names rewritten, names left alone with a sentence each, and remarks."""
+
+    rewritten: tuple[str, ...] = ()
+    skipped: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+class Options(BaseModel):
+    """Options that cannot change, cannot be misspelt and cannot be coerced from another type."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+class Pass(Options):
+    """Turns a graph into another. Its fields are its options, its documentation and its cache key."""
+
+    def apply(self, graph: gs.Graph) -> Outcome:
+        """Rewrite `graph` in place; raise `PassError` if it does not allow it."""
+        raise TypeError(f"{type(self).__name__} does not say how it rewrites a graph")
+
+    @property
+    def may_rewrite_nothing(self) -> bool:
+        """Whether finding nothing to rewrite is fine: true of tidying, false of what a user asked for."""
+        return False

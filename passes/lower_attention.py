@@ -1,0 +1,79 @@
+"""Attention as exported (past, mask and shape arithmetic) -> one RoPE and one Attention node a layer."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from onnx import TensorProto
+
+from passes._decoder import Attention, Rotary, find_attention, find_linears, find_rotary
+from passes._lowered_ops import ATTENTION, ROPE, declare
+from passes._ops import DOMAIN
+from passes.base import Outcome, Pass
+
+
+class LowerAttention(Pass):
+    """Replace each layer's attention, its whole region proven, by fused nodes that keep their own cache.
+
+    The graph loses its `past_key_values` and becomes that of one sequence: inputs `input_ids`,
+    `attention_mask` float32 [1, 1, tokens, tokens] (added to the scores), `position_ids` int32 [1, tokens];
+    the rotary tables are computed once from the graph's own inv_freq. Refused: partial or interleaved
+    rotary embedding, norms of queries or keys, and whatever else plain attention does not read.
+    """
+
+    def apply(self, graph: gs.Graph) -> Outcome:
+        rotary = find_rotary(graph)
+        layers = find_attention(graph, find_linears(graph), rotary)
+        for tensor in graph.inputs:
+            if tensor.name in ("attention_mask", "position_ids"):
+                tensor.name += ".exported"
+        mask = gs.Variable("attention_mask", np.float32, [1, 1, "tokens", "tokens"])
+        positions = gs.Variable("position_ids", np.int32, [1, "tokens"])
+        cos, sin = _tables(graph, rotary, positions, layers[0].head_dim)
+        declare(graph, ROPE, ATTENTION)
+        for layer in layers:
+            _rewrite(graph, layer, cos, sin, mask)
+        graph.inputs = [t for t in graph.inputs if t.name == "input_ids"] + [mask, positions]
+        graph.outputs = [t for t in graph.outputs if t.name == "logits"]
+        graph.cleanup().toposort()
+        return Outcome(tuple(f"model.layers.{layer.layer}.self_attn" for layer in layers))
+
+
+def _tables(graph: gs.Graph, rotary: Rotary, positions: gs.Tensor, head_dim: int) -> tuple[gs.Tensor, gs.Tensor]:
+    """cos and sin, each float32 [1, tokens, 1, head_dim]."""
+
+    def add(op: str, name: str, inputs: list[gs.Tensor], **attrs: object) -> gs.Tensor:
+        output = gs.Variable(f"rotary.{name}", np.float32)
+        graph.nodes.append(gs.Node(op, output.name, attrs, inputs, [output]))
+        return output
+
+    column = gs.Constant("rotary.column_shape", np.array([-1, 1], np.int64))
+    position = add("Reshape", "position", [add("Cast", "float_ids", [positions], to=TensorProto.FLOAT), column])
+    angle = add("Mul", "angle", [position, gs.Constant("rotary.inv_freq", rotary.inv_freq[None])])
+    both = add("Concat", "angles", [angle, angle], axis=-1)
+    tables = []
+    for name, op in (("cos", "Cos"), ("sin", "Sin")):
+        table = add(op, f"{name}_of_angles", [both])
+        if rotary.scaling != 1.0:
+            factor = gs.Constant(f"rotary.{name}_factor", np.array(rotary.scaling, np.float32))
+            table = add("Mul", f"{name}_scaled", [table, factor])
+        shape = gs.Constant(f"rotary.{name}_shape", np.array([1, -1, 1, head_dim], np.int64))
+        tables.append(add("Reshape", name, [table, shape]))
+    return tables[0], tables[1]
+
+
+def _rewrite(graph: gs.Graph, layer: Attention, cos: gs.Tensor, sin: gs.Tensor, mask: gs.Tensor) -> None:
+    prefix = f"model.layers.{layer.layer}.self_attn"
+    heads, kv, dim = layer.heads, layer.kv_heads, layer.head_dim
+    q, k, v, y = (gs.Variable(f"{prefix}.{part}", np.float32) for part in ("q", "k", "v", "y"))
+    rope = {"q_shape": [1, -1, heads, dim], "k_shape": [1, -1, kv, dim]}
+    inputs = [layer.q.y, layer.k.y, cos, sin]
+    graph.nodes.append(gs.Node("RoPE", f"{prefix}.rope", rope, inputs, [q, k], domain=DOMAIN))
+    shape = gs.Constant(f"{prefix}.v_shape", np.array([1, -1, kv, dim], np.int64))
+    graph.nodes.append(gs.Node("Reshape", f"{prefix}.v_heads", {}, [layer.v.y, shape], [v]))
+    attrs = {
+        "layer": layer.layer, "scale": layer.scale, "group_shape": [1, kv, heads // kv, 1, 1],
+        "k_shape": [1, heads, dim, -1], "v_shape": [1, heads, -1, dim], "out_shape": [1, -1, heads * dim],
+    }  # fmt: skip
+    graph.nodes.append(gs.Node("Attention", prefix, attrs, [q, k, v, mask], [y], domain=DOMAIN))
+    layer.o.node.inputs[0] = y

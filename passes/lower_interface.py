@@ -1,0 +1,106 @@
+"""Token ids in, all logits out -> embeddings in, the logits asked for out."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from passes._decoder import find_linears, find_norms, need
+from passes._match import SAME_VALUE, behind, readers, replace
+from passes._weights import weight_of
+from passes.base import Outcome, Pass
+
+END = 2**30
+"""Past the end of any sequence."""
+
+
+class LowerInterface(Pass):
+    """Give the graph the interface of MNN's LLM runtime, which looks embeddings up outside the graph.
+
+    Inputs: `input_ids` float32 [tokens, 1, hidden], the embeddings (the runtime's name for them);
+    `logits_index` int32 [1]: -1 for the logits of the last token, 0 for those of all.
+    """
+
+    def apply(self, graph: gs.Graph) -> Outcome:
+        lookups = [n for n in graph.nodes if n.op in ("Gather", "GatherBlockQuantized") and _reads_ids(n)]
+        need(len(lookups) == 1, f"expected one lookup of input_ids, found {[n.name for n in lookups]}.")
+        hidden = _hidden_size(lookups[0])
+        for tensor in graph.inputs:
+            if tensor.name == "input_ids":
+                tensor.name = "input_ids.exported"
+        embedded = gs.Variable("input_ids", np.float32, ["tokens", 1, hidden])
+        index = gs.Variable("logits_index", np.int32, [1])
+        sequence = gs.Variable("embeddings", np.float32)
+        shape = gs.Constant("embeddings.shape", np.array([1, -1, hidden], np.int64))
+        graph.nodes.append(gs.Node("Reshape", "embeddings", {}, [embedded, shape], [sequence]))
+        replace(lookups[0].outputs[0], sequence)
+        _drop_casts(graph)
+        _slice_last(graph, index)
+        others = [t for t in graph.inputs if t.name != "input_ids.exported"]
+        graph.inputs = [embedded, *others, index]
+        graph.cleanup(remove_unused_graph_inputs=False).toposort()
+        loose = _loose_ends(graph)
+        need(not loose, f"the lowered graph still reads {loose}.")
+        return Outcome((lookups[0].name,))
+
+
+def _reads_ids(node: gs.Node) -> bool:
+    return bool(behind(node.inputs[1]).name == "input_ids")
+
+
+def _hidden_size(lookup: gs.Node) -> int:
+    table = lookup.inputs[0]
+    values = weight_of(table)
+    of = getattr(values, "of", None)
+    return int(of.source.shape[1] if of is not None else table.shape[1])
+
+
+def _drop_casts(graph: gs.Graph) -> None:
+    """Everything between embeddings and logits is float32: casts there change nothing."""
+    for node in list(graph.nodes):
+        if node.op in SAME_VALUE and not isinstance(node.inputs[0], gs.Constant) and not _from_ids(node):
+            replace(node.outputs[0], node.inputs[0])
+
+
+def _from_ids(node: gs.Node) -> bool:
+    return behind(node.inputs[0]).name in ("input_ids", "input_ids.exported", "position_ids")
+
+
+def _slice_last(graph: gs.Graph, index: gs.Tensor) -> None:
+    """Cut the hidden states in front of the last norm, so that lm_head computes only what is asked for."""
+    heads = [one for one in find_linears(graph).values() if one.y in graph.outputs]
+    need(len(heads) == 1, "the logits do not come from one quantized MatMul.")
+    finals = [norm for norm in find_norms(graph) if norm.y is behind(heads[0].x)]
+    need(len(finals) == 1, f"'{heads[0].node.name}' does not read an RMSNorm.")
+    final = finals[0]
+    cut = gs.Variable("last_hidden", np.float32)
+    bounds = [
+        gs.Constant(f"last_hidden.{name}", np.array([value], np.int32))
+        for name, value in (("end", END), ("axis", 1), ("step", 1))
+    ]
+    own = {id(node) for node in readers(final.x)} & _ancestors(final.y)
+    for node in readers(final.x):
+        if id(node) in own:
+            node.inputs = [cut if behind(one) is final.x else one for one in node.inputs]
+    graph.nodes.append(gs.Node("Slice", "last_hidden", {}, [final.x, index, *bounds], [cut]))
+
+
+def _ancestors(tensor: gs.Tensor, depth: int = 8) -> set[int]:
+    """Nodes at most `depth` steps before a tensor: more than an RMSNorm has."""
+    found: set[int] = set()
+    edge = [tensor]
+    for _ in range(depth):
+        nodes = [node for one in edge for node in one.inputs]
+        found |= {id(node) for node in nodes}
+        edge = [one for node in nodes for one in node.inputs]
+    return found
+
+
+def _loose_ends(graph: gs.Graph) -> list[str]:
+    inputs = {id(t) for t in graph.inputs}
+    return sorted(
+        t.name
+        for node in graph.nodes
+        for t in node.inputs
+        if not isinstance(t, gs.Constant) and not t.inputs and id(t) not in inputs
+    )

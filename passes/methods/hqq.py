@@ -1,0 +1,71 @@
+"""Half-quadratic quantization: move the grid so that few large errors are left."""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+
+from passes._blocks import BlockFormat, Blocks, exact_scale
+from passes.methods._tiles import LANES, load_tile, run_kernel, store_codes
+from passes.methods.base import Method
+from passes.methods.rtn import full_range
+
+
+class Hqq(Method):
+    """HQQ (Badri and Shaji 2023, https://mobiusml.github.io/hqq_blog/), calibration-free.
+
+    Minimizes sum |W - dequantize(quantize(W))|^p by half-quadratic splitting: a
+    generalized soft threshold for the error, a closed form for the grid. The paper moves a float zero point
+    under a fixed scale. MatMulNBits stores integer zero points, and a rounded one hardly ever moves, so here
+    the closed form of the zero point is rounded and that of the scale follows in every iteration.
+    """
+
+    p: float = 0.7
+    """The norm, below 1 to favour few large errors over many small ones."""
+    beta: float = 10.0
+    """Weight of the quadratic coupling, multiplied by `kappa` on every iteration."""
+    kappa: float = 1.01
+    iterations: int = 20
+
+    def quantize(self, rows: np.ndarray, form: BlockFormat) -> Blocks:
+        return run_kernel(_kernel, rows, form, self.p, self.beta, self.kappa, self.iterations)
+
+
+@numba.njit(parallel=True, cache=True, nogil=True)
+def _kernel(  # type: ignore[no-untyped-def]
+    bits, shift, size, top, symmetric, table, smallest, p, beta0, kappa, iterations, codes, scales, zeros
+):
+    for group in numba.prange(-(-bits.shape[0] // LANES)):
+        tile_bits = np.empty((size, LANES), np.uint32)
+        tile = tile_bits.view(np.float32)
+        scale, zero, shifts, product, square = np.empty((5, LANES), np.float32)
+        for block in range(scales.shape[1]):
+            filled = load_tile(bits, shift, group * LANES, block, size, tile_bits)
+            full_range(tile, filled, top, symmetric, table, smallest, scale, zero)
+            beta = beta0
+            for _ in range(iterations):
+                shifts[:] = 0
+                product[:] = 0
+                square[:] = 0
+                for i in range(filled):
+                    for lane in range(LANES):
+                        w, s, z = tile[i, lane], scale[lane], zero[lane]
+                        code = min(max(np.rint(w / s) + z, np.float32(0)), top)
+                        error = np.float64(w - (code - z) * s)
+                        magnitude = abs(error)
+                        if magnitude > 0:  # generalized soft threshold of the p-norm
+                            magnitude = max(magnitude - magnitude ** (p - 1) / beta, 0.0)
+                        target = w - np.float32(np.copysign(magnitude, error))
+                        shifts[lane] += code - target / s
+                        product[lane] += (code - z) * target
+                        square[lane] += (code - z) * (code - z)
+                for lane in range(LANES):
+                    if not symmetric:
+                        zero[lane] = min(max(np.rint(shifts[lane] / np.float32(filled)), np.float32(0)), top)
+                    if product[lane] * scale[lane] > 0:
+                        scale[lane] = product[lane] / square[lane]
+                beta *= kappa
+            for lane in range(LANES):
+                z = int(zero[lane])
+                scale[lane] = exact_scale(scale[lane], table[z, 0], table[z, 1], smallest)
+            store_codes(tile, filled, group * LANES, block, size, scale, zero, top, codes, scales, zeros)

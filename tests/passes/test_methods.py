@@ -1,0 +1,111 @@
+"""Every method against its slow reference, and the relations that must hold between them."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from passes import methods
+from passes._blocks import BlockFormat
+from passes._registry import find_method, names_in
+from passes.methods.base import Method
+from passes.methods.hqq import Hqq
+from passes.methods.mse import Mse
+from passes.methods.rtn import Rtn
+from tests import reference
+
+REFERENCES = {"rtn": (Rtn(), reference.rtn), "mse": (Mse(), reference.mse), "hqq": (Hqq(), reference.hqq)}
+DTYPES = {"fp32": np.float32, "fp16": np.float16, "bf16": ml_dtypes.bfloat16}
+
+
+def weights(rows: int, k: int, dtype: str = "fp32", seed: int = 0) -> np.ndarray:
+    """Heavy-tailed weights with an all-zero block and rows of one sign."""
+    w = np.random.default_rng(seed).standard_t(4, (rows, k)).astype(np.float32) * 0.02
+    w[0, :32] = 0
+    w[1] = np.abs(w[1])
+    w[2] = -np.abs(w[2])
+    return w.astype(DTYPES[dtype])
+
+
+def test_every_method_has_a_reference() -> None:
+    assert names_in(methods) == sorted(REFERENCES)
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+@pytest.mark.parametrize("k", [128, 172, 40])
+@pytest.mark.parametrize("symmetric", [False, True], ids=["asym", "sym"])
+@pytest.mark.parametrize("block_size", [16, 32, 64, 128])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_kernel_equals_reference(name: str, bits: int, block_size: int, symmetric: bool, k: int) -> None:
+    method, slow = REFERENCES[name]
+    form = BlockFormat(bits, block_size, symmetric, "fp16" if bits != 3 else "fp32")
+    rows = weights(19, k)
+    found, expected = method.quantize(rows, form), slow(rows, form)
+    np.testing.assert_array_equal(found.scales, expected.scales)
+    np.testing.assert_array_equal(found.zero_points, expected.zero_points)
+    np.testing.assert_array_equal(found.codes, expected.codes)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", REFERENCES)
+def test_half_precision_input_is_widened_exactly(name: str, dtype: str) -> None:
+    method, _ = REFERENCES[name]
+    rows = weights(20, 96, dtype)
+    form = BlockFormat(4, 32, False, "fp16")
+    found, expected = method.quantize(rows, form), method.quantize(rows.astype(np.float32), form)
+    np.testing.assert_array_equal(found.codes, expected.codes)
+    np.testing.assert_array_equal(found.scales, expected.scales)
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_rows_do_not_depend_on_their_neighbours(name: str) -> None:
+    method, _ = REFERENCES[name]
+    rows, form = weights(40, 128), BlockFormat(3, 64, False, "fp16")
+    whole, part = method.quantize(rows, form), method.quantize(rows[7:30], form)
+    np.testing.assert_array_equal(whole.codes[7:30], part.codes)
+    np.testing.assert_array_equal(whole.scales[7:30], part.scales)
+
+
+def error(method: Method, rows: np.ndarray, form: BlockFormat) -> float:
+    return float(((method.quantize(rows, form).dequantize(rows.shape[1]) - rows) ** 2).mean())
+
+
+@pytest.mark.parametrize("symmetric", [False, True], ids=["asym", "sym"])
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_rtn_is_within_half_a_step_and_mse_is_never_worse(bits: int, symmetric: bool) -> None:
+    rows, form = weights(64, 512), BlockFormat(bits, 64, symmetric, "fp16")
+    plain = Rtn().quantize(rows, form)
+    step = np.repeat(np.abs(plain.scales), 64, axis=1)
+    inside = (plain.codes > 0) & (plain.codes < form.max_code)
+    miss = np.abs(plain.dequantize(512) - rows)
+    assert (miss[inside] <= 0.5001 * step[inside]).all()
+    assert error(Mse(), rows, form) < error(Rtn(), rows, form)
+    assert error(Hqq(), rows, form) < 1.02 * error(Rtn(), rows, form)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_mse_is_near_an_exhaustive_grid(bits: int) -> None:
+    rows, form = weights(48, 128), BlockFormat(bits, 64, False, "fp32")
+    w, _ = reference.blocks_of(rows, form)
+    low, high = np.minimum(w.min(-1), 0), np.maximum(w.max(-1), 0)
+    best = np.full(low.shape, np.inf)
+    for f in np.linspace(0.35, 1, 27):
+        for g in np.linspace(0.35, 1, 27):
+            scale = np.maximum((high * g - low * f) / form.max_code, 1e-9)
+            zero = np.clip(np.rint(-low * f / scale), 0, form.max_code)
+            codes = np.clip(np.rint(w / scale[..., None]) + zero[..., None], 0, form.max_code)
+            best = np.minimum(best, (((codes - zero[..., None]) * scale[..., None] - w) ** 2).mean(-1))
+    assert error(Mse(), rows, form) < 1.01 * best.mean()
+
+
+def test_symmetric_reaches_the_largest_weight_exactly() -> None:
+    rows = np.array([[-1.0, 0.25, 0.5, 0.75] * 4, [1.0, -0.25, -0.5, -0.75] * 4], np.float32)
+    found = Rtn().quantize(rows, BlockFormat(3, 16, True, "fp32"))
+    assert found.scales.ravel().tolist() == [0.25, -0.25]
+    np.testing.assert_array_equal(found.dequantize(16), rows)
+
+
+def test_unknown_method_names_the_nearest() -> None:
+    with pytest.raises(KeyError, match="there is no method 'mes'. Did you mean 'mse'?"):
+        find_method("mes")

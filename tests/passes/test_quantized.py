@@ -1,0 +1,59 @@
+"""A weight that is to be quantized: its error, its parts, its refusals."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from passes._blocks import BlockFormat
+from passes._quantized import QuantizedWeight, all_finite, squared_error
+from passes._weights import ArrayWeight, CastWeight, TransposedWeight, Weight, as_bits
+from passes.base import Options, Pass
+from passes.methods.base import Method
+from passes.methods.rtn import Rtn
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_squared_error_bytes_of_one_weight(bits: int) -> None:
+    rows = np.random.default_rng(0).standard_normal((5, 40)).astype(np.float32)
+    form = BlockFormat(bits, 16, False, "fp32")
+    blocks = Rtn().quantize(rows, form)
+    wide, shift = as_bits(rows)
+    found = squared_error(wide, np.uint32(shift), blocks.codes, blocks.scales, blocks.zero_points)
+    w = (blocks.codes.reshape(5, 3, 16).astype(float) - blocks.zero_points[..., None]) * blocks.scales[..., None].astype(float)
+    assert found == pytest.approx(((w.reshape(5, -1)[:, :40] - rows) ** 2).sum(), rel=1e-12)
+    assert all_finite(wide, np.uint32(shift))
+    rows[3, 7] = -np.inf
+    assert not all_finite(as_bits(rows)[0], np.uint32(0))
+
+
+def test_parts_have_the_shapes_they_announce() -> None:
+    for bits in (2, 3, 4, 8):
+        for symmetric in (False, True):
+            weight = QuantizedWeight(
+                "a", ArrayWeight(np.ones((6, 40), np.float32)), BlockFormat(bits, 16, symmetric, "fp16"), Rtn()
+            )
+            assert ("zero_points" in weight.parts) != symmetric
+            for part in weight.parts.values():
+                values = part.load()
+                assert (values.shape, values.nbytes) == (part.shape, part.nbytes)
+                np.testing.assert_array_equal(part.rows(1, 3), values[1:3])
+
+
+def test_views_of_weights() -> None:
+    w = np.arange(12, dtype=np.float32).reshape(3, 4)
+    np.testing.assert_array_equal(TransposedWeight(ArrayWeight(w)).rows(1, 3), w.T[1:3])
+    assert CastWeight(ArrayWeight(w), 10).load().dtype == np.float16
+    np.testing.assert_array_equal(ArrayWeight(np.float32(3)).load(), [3])
+    assert ArrayWeight(w).tensor.data_location == 1
+
+
+def test_the_bases_do_nothing_by_themselves() -> None:
+    with pytest.raises(TypeError, match="Weight cannot be read"):
+        Weight((2, 2), 1).load()
+    with pytest.raises(TypeError, match="Pass does not say"):
+        Pass().apply(None)
+    with pytest.raises(TypeError, match="Method does not say"):
+        Method().quantize(np.ones((1, 1)), BlockFormat(4, 16, False, "fp16"))
+    with pytest.raises(ValueError, match="frozen"):
+        Options().anything = 1  # type: ignore[attr-defined]
