@@ -1,0 +1,1 @@
+"""How a recipe runs: files, processes, caches, runtimes. `passes` knows nothing of this package."""

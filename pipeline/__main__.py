@@ -1,0 +1,81 @@
+"""The command line: `python -m pipeline run|plan|check|schema`, installed as `lowbit`."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from passes.base import PassError
+from pipeline.errors import PipelineError
+from pipeline.recipe import find_recipe, load_recipe
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+RecipeName = Annotated[str, typer.Argument(help="A recipe file, or the name of one in recipes/.")]
+ModelFolder = Annotated[Path | None, typer.Option(help="Take the checkpoint from this folder instead.")]
+Build = Annotated[Path, typer.Option(help="Where results go.")]
+
+
+@app.command()
+def run(recipe: RecipeName, model: ModelFolder = None, build: Build = Path("build")) -> None:
+    """Run a recipe: checkpoint to ONNX to low bits to MNN, checked."""
+    from pipeline.runner import run_recipe
+
+    run_recipe(load_recipe(find_recipe(recipe)), build, model, Console())
+
+
+@app.command()
+def plan(recipe: RecipeName, model: ModelFolder = None, build: Build = Path("build")) -> None:
+    """Say what a run would do and how large its result would be; touches nothing."""
+    from pipeline.plan import make_plan, plan_tables
+
+    for table in plan_tables(make_plan(load_recipe(find_recipe(recipe)), build, model)):
+        Console().print(table)
+
+
+@app.command()
+def check(folder: Annotated[Path, typer.Argument(help="A finished folder, build/<recipe>.")]) -> None:
+    """Prove a finished folder again: hashes of all files, every code of both models."""
+    from pipeline.check import check_folder
+
+    found = check_folder(folder)
+    print(f"{folder}: {found['files']} files unchanged, {found['weights']:,} codes equal bit for bit.")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of recipes, for editors."""
+    from pipeline.schema import recipe_schema
+
+    print(json.dumps(recipe_schema(), indent=2))
+
+
+class _Stopped(BaseException):
+    """Ctrl-C, by a name that typer does not catch on the way."""
+
+
+def _stop(*_: object) -> None:
+    raise _Stopped
+
+
+def main() -> None:
+    """Run the command line; mistakes of the user end it with status 2 and a sentence."""
+    signal.signal(signal.SIGINT, _stop)
+    try:
+        app()
+    except (PipelineError, PassError) as error:
+        print("\n".join([f"error: {error}", *(f"  {note}" for note in getattr(error, "__notes__", ()))]), file=sys.stderr)
+        sys.exit(2)
+    except _Stopped:
+        print("\nstopped. What was finished is kept: run again to go on.", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""Prove a finished folder again: every file's hash, then every code in both files."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from pipeline.convert import mnn_folder, proof
+from pipeline.errors import PipelineError
+from pipeline.manifest import read_manifest
+from pipeline.onnx_file import MODEL
+from pipeline.store import sha256
+
+
+def check_folder(folder: Path) -> dict[str, Any]:
+    """Check `build/<recipe>` against its manifest; returns how many files and weights were checked.
+
+    Raises:
+        PipelineError: a file is missing or changed, or a code differs between the two models; names it.
+    """
+    manifest = read_manifest(folder)
+    for name, want in manifest["files"].items():
+        path = folder / name
+        if Path(name).is_absolute() or ".." in Path(name).parts or path.is_symlink():
+            raise PipelineError(f"{folder}: the manifest names '{name}', which is not a plain file of this folder.")
+        if not path.is_file():
+            raise PipelineError(f"{path}: missing. Run the recipe again; what is known already is recalled.")
+        if sha256(path) != want:
+            raise PipelineError(f"{path}: changed since the run ({_first_layer(folder, name)}). Run the recipe again.")
+    weights = 0
+    if manifest["mnn"]:
+        with tempfile.TemporaryDirectory() as scratch:
+            weights = _prove(folder, Path(scratch)).weights_checked
+    return {"files": len(manifest["files"]), "weights": weights}
+
+
+def _prove(folder: Path, scratch: Path) -> proof.Proof:
+    return proof.prove(folder / "onnx" / MODEL, folder / "mnn", scratch)
+
+
+def _first_layer(folder: Path, name: str) -> str:
+    """What the codes say about a changed weight file, where they say something."""
+    if not name.endswith((mnn_folder.WEIGHTS, "model.onnx.data")):
+        return "its SHA-256 is another"
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            _prove(folder, Path(scratch))
+    except PipelineError as error:
+        return str(error)
+    return "its SHA-256 is another, though all codes agree"

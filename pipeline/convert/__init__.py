@@ -1,0 +1,1 @@
+"""`convert:` ONNX -> another engine, and the proof that nothing changed."""

@@ -1,0 +1,45 @@
+"""What can go wrong through no fault of ours. Each message says what, where, and what would be right."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+class PipelineError(Exception):
+    """A mistake that the user can mend; shown without a traceback, exit status 2."""
+
+
+@dataclass(frozen=True)
+class Position:
+    """A place in a recipe, counted from 1."""
+
+    file: Path
+    line: int
+    column: int
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}:{self.column}"
+
+
+class RecipeError(PipelineError):
+    """The recipe is not what its schema says; the message begins with file:line:column."""
+
+    def __init__(self, position: Position | Path, message: str) -> None:
+        super().__init__(f"{position}: {message}")
+
+
+class CheckpointError(PipelineError):
+    """The checkpoint cannot be found, read or trusted."""
+
+
+class ExportError(PipelineError):
+    """The checkpoint cannot become the ONNX graph that it describes."""
+
+
+class ValidationFailed(PipelineError):  # noqa: N818  (the name users see)
+    """A gate of `validate:` was missed; the message carries the table."""
+
+
+class ConvertError(PipelineError):
+    """MNN's converter or runtime refused, or what it made is not what went in."""

@@ -1,0 +1,186 @@
+"""`export:` a checkpoint -> ONNX, through optimum, without loading a weight.
+
+The graph is traced from a model on the meta device; weights are graph inputs that carry the checkpoint's
+names, and `bind` ties them to the .safetensors files they stay in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnx import TensorProto
+
+from passes.base import Options
+from pipeline.checkpoint import Checkpoint, CheckpointWeight
+from pipeline.errors import ExportError
+
+SUPPORTED = {"qwen2": "decoder", "qwen3": "decoder", "llama": "decoder", "bert": "encoder"}
+"""`model_type` of config.json -> kind. Others may export, but nobody has proven their numbers."""
+
+Task = Literal["text-generation-with-past", "feature-extraction"]
+
+
+class Export(Options):
+    """How the checkpoint becomes ONNX."""
+
+    task: Task = "text-generation-with-past"
+    """optimum's name of what the model does: decoders generate text, encoders extract features."""
+    opset: Literal[18, 20, 21] = 18
+    """ONNX operator set of the graph."""
+
+
+def export_graph(checkpoint: Checkpoint, options: Export, path: Path) -> None:
+    """Write the graph of `checkpoint` to `path`: weights are inputs named as in the checkpoint.
+
+    Raises:
+        ExportError: the architecture is not supported, or transformers would read the config wrongly.
+    """
+    check_config(checkpoint, options)
+    # heavy, and only an export needs them
+    import torch
+    from optimum.exporters.onnx import convert
+    from optimum.exporters.tasks import TasksManager
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+    from pipeline.weightless import materialize_buffers, weightless_export
+
+    decoder = options.task == "text-generation-with-past"
+    noise = io.StringIO()
+    with warnings.catch_warnings(), contextlib.redirect_stdout(noise), contextlib.redirect_stderr(noise):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
+            with torch.device("meta"):
+                make = AutoModelForCausalLM if decoder else AutoModel
+                model = make.from_config(config, dtype=torch.float32).eval()
+            materialize_buffers(model, config)
+            build = TasksManager.get_exporter_config_constructor(
+                "onnx", model=model, task=options.task, library_name="transformers"
+            )
+            past = {"use_past": True, "use_past_in_inputs": True} if decoder else {}
+            with weightless_export():
+                convert.export(model, build(model.config, **past), path, opset=options.opset, do_constant_folding=False)
+        finally:
+            logging.disable(logging.NOTSET)
+
+
+def check_config(checkpoint: Checkpoint, options: Export) -> None:
+    """Refuse what this version of transformers would export as something else, in silence.
+
+    Raises:
+        ExportError: unsupported `model_type`, a task that does not fit it, RoPE parameters in a place that
+            transformers 4 ignores, or attention that is not plain causal.
+    """
+    config = checkpoint.config
+    where = checkpoint.folder / "config.json"
+    kind = config.get("model_type")
+    if kind not in SUPPORTED:
+        raise ExportError(f"{where}: model_type '{kind}' is not supported. Supported: {', '.join(sorted(SUPPORTED))}.")
+    fitting = "text-generation-with-past" if SUPPORTED[kind] == "decoder" else "feature-extraction"
+    if options.task != fitting:
+        raise ExportError(f"{where}: '{kind}' is a {SUPPORTED[kind]}; set export: {{task: {fitting}}}.")
+    if "rope_parameters" in config and "rope_theta" not in config:
+        raise ExportError(
+            f"{where}: keeps its RoPE settings in rope_parameters, as transformers 5 writes them; transformers 4, which "
+            "exports here, would silently take rope_theta 10000. Copy rope_theta (and, unless it is default RoPE, "
+            "rope_scaling) from rope_parameters to the top level of config.json."
+        )
+    window = config.get("sliding_window")
+    uses_window = window is not None and config.get("use_sliding_window", kind not in ("qwen2", "qwen3"))
+    if uses_window or "sliding_attention" in (config.get("layer_types") or ()):
+        raise ExportError(
+            f"{where}: asks for sliding-window attention (sliding_window {window}); the exported graph would attend to "
+            "everything. Only full causal attention is supported."
+        )
+
+
+def bind(graph: gs.Graph, checkpoint: Checkpoint) -> None:
+    """Replace every weight input of an exported graph by a lazy constant of the checkpoint.
+
+    Weights keep the checkpoint's dtype; where that is not float32, a Cast widens them.
+
+    Raises:
+        ExportError: a weight is missing, or its shape is not the one that the config describes.
+    """
+    kept, missing = [], []
+    wanted = [tensor for tensor in graph.inputs if _is_weight(tensor)]
+    prefix = _common_prefix({t.name for t in wanted}, set(checkpoint.weights))
+    for tensor in graph.inputs:
+        if not _is_weight(tensor):
+            kept.append(tensor)
+            continue
+        weight = checkpoint.weights.get(prefix + tensor.name) or _tied(tensor.name, checkpoint)
+        if weight is None:
+            missing.append(tensor.name)
+            continue
+        if tuple(tensor.shape) != weight.shape:
+            raise ExportError(
+                f"{weight.file}: '{tensor.name}' has the shape {list(weight.shape)}, config.json describes "
+                f"{list(tensor.shape)}. The two files belong to different models."
+            )
+        _replace(graph, tensor, weight)
+    if missing:
+        raise ExportError(
+            f"{checkpoint.folder}: no tensor '{missing[0]}'"
+            + (f" (and {len(missing) - 1} more)" if len(missing) > 1 else "")
+            + ", which config.json requires. A shard is missing, or the checkpoint is of another architecture."
+        )
+    graph.inputs = kept
+
+
+def _is_weight(tensor: gs.Tensor) -> bool:
+    return str(tensor.name).rpartition(".")[2] in ("weight", "bias")
+
+
+def _common_prefix(wanted: set[str], present: set[str]) -> str:
+    """`bert.` where a checkpoint with a task head keeps the encoder under a prefix; else the empty string."""
+    if wanted & present:
+        return ""
+    prefixes = {name[: -len(w)] for w in sorted(wanted)[:1] for name in present if name.endswith("." + w)}
+    return prefixes.pop() if len(prefixes) == 1 else ""
+
+
+def _tied(name: str, checkpoint: Checkpoint) -> CheckpointWeight | None:
+    """Old checkpoints of tied models store either name of the shared table."""
+    if not checkpoint.config.get("tie_word_embeddings"):
+        return None
+    pair = {"model.embed_tokens.weight": "lm_head.weight", "lm_head.weight": "model.embed_tokens.weight"}
+    return checkpoint.weights.get(pair.get(name, ""))
+
+
+def _replace(graph: gs.Graph, tensor: gs.Variable, weight: CheckpointWeight) -> None:
+    wide = widened(graph, tensor.name, weight)
+    for node in list(tensor.outputs):
+        node.inputs = [wide if one is tensor else one for one in node.inputs]
+
+
+def widened(graph: gs.Graph, name: str, weight: CheckpointWeight) -> gs.Tensor:
+    """A checkpoint's weight as a lazy constant called `name`, behind a Cast where it is not float32."""
+    constant = gs.Constant(name, weight)
+    if weight.onnx_dtype == TensorProto.FLOAT:
+        return constant
+    wide = gs.Variable(f"{name}.fp32", np.float32, list(weight.shape))
+    graph.nodes.insert(0, gs.Node("Cast", f"{name}.widen", {"to": TensorProto.FLOAT}, [constant], [wide]))
+    return wide
+
+
+def load_graph(path: Path, checkpoint: Checkpoint) -> gs.Graph:
+    """The exported graph at `path` with its weights bound to `checkpoint`."""
+    graph = gs.import_onnx(onnx.load(str(path), load_external_data=False))
+    graph.name = "model"
+    bind(graph, checkpoint)
+    return graph
+
+
+def describe(config: dict[str, Any]) -> str:
+    """One line about the model, for people."""
+    return f"{config.get('model_type')}, {config.get('num_hidden_layers')} layers, hidden {config.get('hidden_size')}"

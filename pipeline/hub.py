@@ -1,0 +1,42 @@
+"""A model id on the Hugging Face Hub -> a local folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.checkpoint import SIDE_FILES, Checkpoint, open_checkpoint
+from pipeline.errors import CheckpointError
+from pipeline.recipe import Recipe
+
+PATTERNS = [*SIDE_FILES, "*.safetensors", "model.safetensors.index.json"]
+
+
+def resolve(recipe: Recipe, override: Path | None, download: bool = True) -> Checkpoint:
+    """The checkpoint of a recipe: the folder given by hand, the recipe's own, or one from the Hub.
+
+    Downloads show their progress and resume where they were cut off.
+
+    Args:
+        override: the folder of `model=`, or None.
+        download: whether the Hub may be asked; otherwise only what is cached already counts.
+    """
+    model = recipe.model
+    if override is not None:
+        return open_checkpoint(override, str(override))
+    if model.is_folder:
+        return open_checkpoint((recipe.folder / Path(model.source).expanduser()).resolve(), model.source)
+    # the Hub's client takes a second to import
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = snapshot_download(
+            model.source, revision=model.revision, allow_patterns=PATTERNS, local_files_only=not download
+        )
+    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"{model.source}: cannot be fetched from the Hugging Face Hub ({reason[:200]}). If you have the checkpoint in a "
+            f"folder, name it: make recipe={recipe.name} model=/path/to/folder"
+        ) from error
+    return open_checkpoint(Path(folder), model.source, Path(folder).name)  # the snapshot is named by its commit

@@ -1,0 +1,83 @@
+"""manifest.json: what was made, from what, how, and how good it is."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from passes._quantized import QuantizedWeight
+from pipeline.checkpoint import Checkpoint
+from pipeline.errors import PipelineError
+from pipeline.recipe import Recipe
+from pipeline.steps import Record
+from pipeline.store import Entry, sha256, versions
+
+MANIFEST = "manifest.json"
+PACKAGES = (
+    "MNN", "numba", "numpy", "onnx", "onnx-graphsurgeon", "onnxruntime", "optimum", "optimum-onnx", "tokenizers", "torch",
+    "transformers",
+)  # fmt: skip
+
+
+def write_manifest(
+    work: Path,
+    recipe: Recipe,
+    checkpoint: Checkpoint,
+    steps: list[Record],
+    quality: dict[str, Any],
+    mnn: dict[str, Any],
+    model_digest: str,
+    weights: dict[QuantizedWeight, Entry],
+) -> dict[str, Any]:
+    """Write manifest.json beside the results in `work` and return what it says."""
+    stored = sum(part.nbytes for weight in weights for part in weight.parts.values())
+    count = sum(weight.source.shape[0] * weight.source.shape[1] for weight in weights)
+    files = {str(p.relative_to(work)): sha256(p) for p in sorted(work.rglob("*")) if p.is_file()}
+    manifest = {
+        "recipe": recipe.name,
+        "model": {"source": checkpoint.source, "revision": checkpoint.revision, "digest": model_digest},
+        "versions": versions(PACKAGES),
+        "steps": [asdict(record) for record in steps],
+        "weights": {weight.name: _weight(weight, entry) for weight, entry in weights.items()},
+        "size": {
+            "onnx_bytes": _bytes(work / "onnx"), "mnn_bytes": _bytes(work / "mnn"), "bits_per_weight": 8 * stored / count,
+        },
+        "quality": quality,
+        "mnn": mnn,
+        "files": files,
+    }  # fmt: skip
+    (work / MANIFEST).write_text(json.dumps(manifest, indent=1), "utf-8")
+    return manifest
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a finished folder.
+
+    Raises:
+        PipelineError: there is none, or it is damaged.
+    """
+    path = folder / MANIFEST
+    if not path.exists():
+        raise PipelineError(f"{folder}: no {MANIFEST}, so no run has finished here.")
+    try:
+        manifest = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise PipelineError(f"{path}: damaged: {error}") from error
+    if not isinstance(manifest, dict) or not {"files", "weights", "mnn"} <= set(manifest):
+        raise PipelineError(f"{path}: damaged: it is not a manifest of a finished run.")
+    return manifest
+
+
+def _weight(weight: QuantizedWeight, entry: Entry) -> dict[str, Any]:
+    form = weight.form
+    return {
+        "shape": list(weight.source.shape), "bits": form.bits, "block_size": form.block_size, "symmetric": form.symmetric,
+        "method": weight.method_name, "mse": entry.facts["mse"],
+        "bits_per_weight": form.bits_per_weight(weight.source.shape[1]), "codes_sha256": entry.files["codes"],
+    }  # fmt: skip
+
+
+def _bytes(folder: Path) -> int:
+    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) if folder.exists() else 0

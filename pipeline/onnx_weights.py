@@ -1,0 +1,107 @@
+"""The quantized weights of a finished model.onnx, read back from the file itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from passes._weights import ROW_CHUNK_BYTES
+from pipeline.errors import PipelineError
+
+
+@dataclass(frozen=True)
+class Region:
+    """A tensor's bytes in a file: uint8, float16 or float32, row-major, `shape[0]` rows."""
+
+    file: Path
+    offset: int
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def row_bytes(self) -> int:
+        return math.prod(self.shape[1:]) * self.dtype.itemsize
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """Rows `start:stop`, [stop - start, *shape[1:]]."""
+        count = (stop - start) * math.prod(self.shape[1:])
+        data = np.fromfile(self.file, self.dtype, count, offset=self.offset + start * self.row_bytes)
+        if data.size != count:
+            raise PipelineError(f"{self.file}: cut short; it ends inside a weight.")
+        return data.reshape(stop - start, *self.shape[1:])
+
+
+@dataclass(frozen=True)
+class StoredLayer:
+    """One quantized weight [n, k] of an ONNX file.
+
+    Attributes:
+        name: the layer, as in the checkpoint.
+        codes: uint8, layout by `bits` (passes/_pack.py).
+        scales: float16 or float32 [n, blocks].
+        zero_points: packed uint8 [n, bytes], or None where every zero point is 2^(bits-1).
+        is_embedding: whether a GatherBlockQuantized reads it.
+    """
+
+    name: str
+    bits: int
+    block_size: int
+    n: int
+    k: int
+    codes: Region
+    scales: Region
+    zero_points: Region | None
+    is_embedding: bool
+
+    @property
+    def blocks(self) -> int:
+        return -(-self.k // self.block_size)
+
+    @property
+    def padded_k(self) -> int:
+        return self.blocks * self.block_size
+
+    def row_ranges(self) -> Iterator[tuple[int, int]]:
+        """Runs of rows, a multiple of 8 each but the last, so that packed runs end on whole bytes."""
+        step = max(8, ROW_CHUNK_BYTES // self.padded_k // 8 * 8)
+        for start in range(0, self.n, step):
+            yield start, min(start + step, self.n)
+
+
+def read_layers(model_file: Path) -> dict[str, StoredLayer]:
+    """Every quantized weight of a model file, by layer name; no weight is read."""
+    model = onnx.load(str(model_file), load_external_data=False)
+    tensors = {t.name: t for t in model.graph.initializer}
+    casts = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "Cast"}
+    layers = {}
+    for node in model.graph.node:
+        if node.op_type not in ("MatMulNBits", "MatMul3Bits", "GatherBlockQuantized"):
+            continue
+        attrs = {a.name: a.i for a in node.attribute}
+        embedding = node.op_type == "GatherBlockQuantized"
+        codes = region(model_file, tensors[node.input[0 if embedding else 1]])
+        scales = region(model_file, tensors[casts.get(node.input[2], node.input[2])])
+        zeros = tensors.get(node.input[3]) if len(node.input) > 3 else None
+        bits = attrs["bits"]
+        n, k = (codes.shape[0], codes.shape[1] * 8 // bits) if embedding else (attrs["N"], attrs["K"])
+        layers[node.name] = StoredLayer(
+            node.name, bits, attrs["block_size"], n, k, codes, scales,
+            region(model_file, zeros) if zeros is not None else None, embedding,
+        )  # fmt: skip
+    return layers
+
+
+def region(model_file: Path, tensor: TensorProto) -> Region:
+    """Where the external data of a tensor lies: always a file beside the model."""
+    place = {entry.key: entry.value for entry in tensor.external_data}
+    name = place.get("location", "")
+    if not name or Path(name).name != name:
+        raise PipelineError(f"{model_file}: '{tensor.name}' lies at '{name}', not in a file beside the model.")
+    dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
+    return Region(model_file.parent / name, int(place.get("offset", 0)), tuple(tensor.dims), dtype)

@@ -1,0 +1,208 @@
+"""What a run would do: the recipe's own passes on the graph, or on a sketch of it, with no weight read."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from rich.table import Table
+
+from passes._ops import quantized_weight
+from passes._quantized import Part, QuantizedWeight
+from passes._weights import Weight
+from pipeline.checkpoint import Checkpoint, CheckpointWeight
+from pipeline.convert.mnn_weights import MnnLayer
+from pipeline.export import check_config, widened
+from pipeline.hub import resolve
+from pipeline.onnx_weights import Region, StoredLayer
+from pipeline.recipe import Recipe
+from pipeline.report import megabytes
+from pipeline.segments import LAYER
+from pipeline.store import Store
+from pipeline.weights import SourceDigests, weight_key
+
+BASE_MEMORY = 600_000_000
+"""Interpreter, libraries and buffers; measured with `make bench`, which prints the whole peak."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One weight of the result: what it becomes, its bytes in the ONNX file, and whether it is made already."""
+
+    weight: QuantizedWeight
+    onnx_bytes: int
+    mnn_bytes: int
+    cached: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would make. Sizes are of weights; graphs and tokenizers add little.
+
+    Attributes:
+        float_bytes: weights that stay as they are (norms, biases, a float embedding), in both models.
+        source_bytes: what would be read.
+    """
+
+    recipe: Recipe
+    weights: tuple[Planned, ...]
+    float_bytes: int
+    source_bytes: int
+
+    @property
+    def onnx_bytes(self) -> int:
+        return self.float_bytes + sum(one.onnx_bytes for one in self.weights)
+
+    @property
+    def mnn_bytes(self) -> int:
+        return self.float_bytes + sum(one.mnn_bytes for one in self.weights)
+
+    @property
+    def disk_bytes(self) -> int:
+        """What the build folder's disk must have free: codes not made yet, and both results."""
+        codes = sum(one.onnx_bytes for one in self.weights if not one.cached)
+        return codes + self.onnx_bytes + (self.mnn_bytes if self.recipe.convert else 0)
+
+    @property
+    def memory_bytes(self) -> int:
+        """About the peak that cannot be paged out: measured constants times the largest block of layers.
+
+        Without validation the widest moment is a block of the quantized model in onnxruntime, with validation one of
+        the float model, its weights in bf16, in fp32 and transposed, and a window of logits of both models.
+        """
+        block = self._largest_block()
+        if self.recipe.validate is None:
+            return BASE_MEMORY + 3 * block
+        vocabulary = max(one.weight.source.shape[0] for one in self.weights)
+        return BASE_MEMORY + 10 * block + 12 * self.recipe.validate.window * vocabulary
+
+    def _largest_block(self) -> int:
+        sizes: Counter[str] = Counter()
+        for one in self.weights:
+            found = LAYER.search(one.weight.name)
+            sizes[found.group(1) if found else ""] += math.prod(one.weight.source.shape)
+        del sizes[""]
+        return max(sizes.values(), default=0)
+
+    @property
+    def bits_per_weight(self) -> float:
+        count = sum(one.weight.source.shape[0] * one.weight.source.shape[1] for one in self.weights)
+        return 8 * sum(one.onnx_bytes for one in self.weights) / count if count else 0.0
+
+
+def make_plan(recipe: Recipe, build: Path, model: Path | None) -> Plan:
+    """Apply the recipe's passes to a sketch of the checkpoint's graph.
+
+    Raises:
+        PipelineError, PassError: what a run would refuse as well, as far as headers tell.
+    """
+    checkpoint = resolve(recipe, model, download=False)
+    check_config(checkpoint, recipe.export)
+    graph = sketch(checkpoint)
+    for step in recipe.passes:
+        step.apply(graph)
+    return plan_of(recipe, checkpoint, graph, build)
+
+
+def plan_of(recipe: Recipe, checkpoint: Checkpoint, graph: gs.Graph, build: Path) -> Plan:
+    """The plan of a graph that the recipe's passes were applied to; no weight is read."""
+    store = Store(build / ".store")
+    sources = SourceDigests(store)
+    scale_dtype = recipe.convert.scale_dtype if recipe.convert else "fp16"
+    found = [weight for node in graph.nodes if (weight := quantized_weight(node)) is not None]
+    weights = tuple(
+        Planned(
+            weight,
+            sum(part.nbytes for part in weight.parts.values()),
+            sum(MnnLayer(_stored(weight), None, scale_dtype, 0).sizes),
+            (digest := sources.known(weight.source)) is not None and store.has(weight_key(weight, digest)),
+        )
+        for weight in found
+    )
+    kept = {
+        t.name: t._values.nbytes
+        for t in graph.tensors().values()
+        if isinstance(t, gs.Constant) and isinstance(t._values, Weight) and not isinstance(t._values, Part)
+    }
+    small = sum(w.nbytes for w in checkpoint.weights.values() if len(w.shape) < 2)
+    return Plan(recipe, weights, sum(kept.values()) + small, sum(w.nbytes for w in checkpoint.weights.values()))
+
+
+def sketch(checkpoint: Checkpoint) -> gs.Graph:
+    """A graph with the checkpoint's matrices as an exporter would use them, and nothing else."""
+    graph = gs.Graph(name="sketch", opset=18)
+    ids = gs.Variable("input_ids", np.int64, ["batch", "tokens"])
+    graph.inputs = [ids]
+    for name, weight in checkpoint.weights.items():
+        if len(weight.shape) != 2 or not name.endswith(".weight"):
+            continue
+        table = widened(graph, name, weight)
+        scope = "/" + name.removesuffix(".weight").replace(".", "/")
+        if "embed" in name:
+            _add(graph, "Gather", f"{scope}/Gather", [table, ids])
+            if checkpoint.config.get("tie_word_embeddings") and name.endswith("embed_tokens.weight"):
+                _linear(graph, "/lm_head", table, weight)
+        elif not (name == "lm_head.weight" and checkpoint.config.get("tie_word_embeddings")):
+            _linear(graph, scope, table, weight)
+    return graph.toposort()
+
+
+def _linear(graph: gs.Graph, scope: str, table: gs.Tensor, weight: CheckpointWeight) -> None:
+    x = gs.Variable(f"{scope}/x", np.float32, ["batch", "tokens", weight.shape[1]])
+    graph.inputs.append(x)
+    turned = gs.Variable(f"{scope}/Transpose", np.float32)
+    graph.nodes.append(gs.Node("Transpose", turned.name, {"perm": [1, 0]}, [table], [turned]))
+    _add(graph, "MatMul", f"{scope}/MatMul", [x, turned])
+
+
+def _add(graph: gs.Graph, op: str, name: str, inputs: list[gs.Tensor]) -> None:
+    output = gs.Variable(f"{name}_output", np.float32)
+    graph.nodes.append(gs.Node(op, name, {}, inputs, [output]))
+    graph.outputs.append(output)
+
+
+def _stored(weight: QuantizedWeight) -> StoredLayer:
+    """The layer as the ONNX file would hold it, for its shape alone."""
+    regions = {name: Region(Path(), 0, part.shape, part.numpy_dtype) for name, part in weight.parts.items()}
+    n, k = weight.source.shape
+    form = weight.form
+    return StoredLayer(
+        weight.name, form.bits, form.block_size, n, k, regions["codes"], regions["scales"], regions.get("zero_points"), False
+    )
+
+
+def plan_tables(plan: Plan) -> list[Table]:
+    """The plan for people: one row for each kind of layer, then totals."""
+    recipe = plan.recipe
+    groups: dict[tuple[str, ...], list[Planned]] = {}
+    for one in plan.weights:
+        form = one.weight.form
+        kind = one.weight.name.rpartition(".")[2]
+        shape = " x ".join(map(str, one.weight.source.shape))
+        what = f"{form.bits} bits, block {form.block_size}{', symmetric' if form.symmetric else ''}"
+        groups.setdefault((kind, shape, what, one.weight.method_name), []).append(one)
+    layers = Table(
+        "layers", "", "shape", "becomes", "method", "ONNX", "known", title=f"plan of {recipe.name}", title_justify="left"
+    )
+    for (kind, shape, what, method), members in groups.items():
+        size = megabytes(sum(one.onnx_bytes for one in members))
+        known = sum(one.cached for one in members)
+        layers.add_row(kind, f"{len(members)} x", shape, what, method, size, f"{known} of {len(members)}")
+    totals = Table(show_header=False)
+    totals.add_row("reads", megabytes(plan.source_bytes))
+    totals.add_row("bits per weight", f"{plan.bits_per_weight:.3f}")
+    totals.add_row("float weights kept", megabytes(plan.float_bytes))
+    totals.add_row("ONNX model", megabytes(plan.onnx_bytes))
+    if recipe.convert is not None:
+        totals.add_row("MNN model", megabytes(plan.mnn_bytes))
+    steps = ["export", *(step.name for step in recipe.passes), "write onnx"]
+    steps += ["validate"] if recipe.validate else []
+    steps += ["convert", "prove", "compare runtimes"] if recipe.convert else []
+    totals.add_row("disk needed", megabytes(plan.disk_bytes))
+    totals.add_row("memory needed", f"about {megabytes(plan.memory_bytes)}")
+    totals.add_row("steps", ", ".join(steps))
+    return [layers, totals]

@@ -1,0 +1,300 @@
+"""The one loop: checkpoint -> ONNX graph -> passes -> files -> validation -> hand-off, every result recalled if known."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from rich.console import Console
+
+from passes._ops import quantized_weight
+from passes._quantized import QuantizedWeight
+from pipeline import export, validate
+from pipeline.checkpoint import SIDE_FILES, Checkpoint
+from pipeline.convert import mnn_compare, mnn_folder, proof
+from pipeline.errors import PipelineError, ValidationFailed
+from pipeline.hub import resolve
+from pipeline.isolate import isolated
+from pipeline.manifest import MANIFEST, write_manifest
+from pipeline.onnx_file import MODEL, quantization_metadata, write_model
+from pipeline.plan import Plan, plan_of
+from pipeline.recipe import Recipe, Step
+from pipeline.report import megabytes, show_result
+from pipeline.steps import Record, Steps
+from pipeline.store import Entry, Store, digest, source_digest, versions, writing
+from pipeline.weights import SourceDigests, quantize_all
+
+EXPORT_LIBRARIES = ("torch", "transformers", "optimum", "optimum-onnx", "onnx")
+RUNTIME_LIBRARIES = ("onnxruntime", "onnx", "tokenizers")
+MNN_WINDOWS = 4
+"""Windows of the validation text that both runtimes are compared on."""
+
+
+@dataclass
+class Run:
+    """Everything a run knows; filled from top to bottom."""
+
+    recipe: Recipe
+    checkpoint: Checkpoint
+    store: Store
+    steps: Steps
+    sources: SourceDigests
+    entries: dict[int, Entry] = field(default_factory=dict)
+    weights: list[QuantizedWeight] = field(default_factory=list)
+    quality: dict[str, Any] = field(default_factory=dict)
+    mnn: dict[str, Any] = field(default_factory=dict)
+
+    def entry_of(self, weight: QuantizedWeight) -> Entry:
+        return self.entries[id(weight)]
+
+    def model_digest(self) -> str:
+        """SHA-256 over the configuration and every tensor of the checkpoint."""
+        tensors = {name: self.sources.of(weight) for name, weight in self.checkpoint.weights.items()}
+        return digest(self.checkpoint.config, tensors)
+
+
+def run_recipe(recipe: Recipe, build: Path, model: Path | None, console: Console) -> Path:
+    """Run a recipe and return its folder `build/<name>`, which changes only when everything is done.
+
+    Raises:
+        PipelineError, PassError: what is wrong, in a sentence; results already made are kept.
+    """
+    target = build / recipe.name
+    with writing(build):
+        target.mkdir(parents=True, exist_ok=True)
+    with _locked(target), _work_folder(target) as work:
+        store = Store(build / ".store")
+        store.sweep()
+        run = Run(recipe, resolve(recipe, model), store, Steps(console), SourceDigests(store))
+        console.print(f"{recipe.name}: {export.describe(run.checkpoint.config)}")
+        with writing(build):
+            graph_file = _export(run)
+            windows = _rehearse(run, graph_file)
+            graph = export.load_graph(graph_file, run.checkpoint)
+            for step in recipe.passes:
+                _apply(run, graph, step)
+            _write_onnx(run, graph, work / "onnx")
+            if recipe.validate is not None:
+                _validate(run, graph_file, work / "onnx", windows)
+            if recipe.convert is not None:
+                _convert(run, graph, work, windows[:MNN_WINDOWS])
+            (work / "recipe.yaml").write_text(recipe.text, "utf-8")
+            manifest = write_manifest(
+                work, recipe, run.checkpoint, steps=run.steps.records, quality=run.quality, mnn=run.mnn,
+                model_digest=run.model_digest(), weights={w: run.entry_of(w) for w in run.weights},
+            )  # fmt: skip
+            _publish(work, target)
+    show_result(console, manifest, target)
+    _check_gates(recipe, manifest, console)
+    return target
+
+
+def _export(run: Run) -> Path:
+    options = run.recipe.export
+    with run.steps.step("export", options.model_dump(mode="json")) as (record, _):
+        record.key = digest(
+            "export", run.checkpoint.config, record.options, source_digest("pipeline.export"),
+            source_digest("pipeline.weightless"), versions(EXPORT_LIBRARIES),
+        )  # fmt: skip
+        entry = run.store.get(record.key)
+        record.cached = entry is not None
+        if entry is None:
+            export.check_config(run.checkpoint, options)
+
+            def write(folder: Path) -> dict[str, Any]:
+                isolated(export.export_graph, run.checkpoint, options, folder / MODEL)
+                return {}
+
+            entry = run.store.put(record.key, write)
+    return entry.file(MODEL)
+
+
+def _rehearse(run: Run, graph_file: Path) -> np.ndarray:
+    """Everything that can be refused without reading a weight is refused here; returns the validation windows."""
+    with run.steps.step("rehearse", {}):
+        graph = export.load_graph(graph_file, run.checkpoint)
+        for step in run.recipe.passes:
+            step.apply(graph)
+        if not any(quantized_weight(node) for node in graph.nodes):
+            raise PipelineError(f"{run.recipe.file}: this recipe quantizes nothing; add quantize_matmul to passes.")
+        _check_disk(plan_of(run.recipe, run.checkpoint, graph, run.store.root.parent), run.store.root.parent)
+        windows = np.empty((0, 0), np.int64)
+        if run.recipe.validate is not None or run.recipe.convert is not None:
+            windows = validate.token_windows(run.recipe, run.checkpoint)
+        if run.recipe.convert is not None:
+            mnn_folder.rehearse(graph, run.checkpoint)
+    return windows
+
+
+def _check_disk(plan: Plan, build: Path) -> None:
+    free = shutil.disk_usage(build).free
+    if plan.disk_bytes > free:
+        raise PipelineError(
+            f"{build}: this run needs {megabytes(plan.disk_bytes)} of disk, {megabytes(free)} are free. Free some, or "
+            "build elsewhere with --build."
+        )
+
+
+def _apply(run: Run, graph: gs.Graph, step: Step) -> None:
+    """Apply one pass, then quantize the weights it asks for, each recalled if it was made before."""
+    with run.steps.step(step.name, step.options.model_dump(mode="json")) as (record, report):
+        outcome = step.apply(graph)
+        record.rewritten, record.skipped = list(outcome.rewritten), dict(outcome.skipped)
+        record.notes = list(outcome.notes)
+        new = [w for node in graph.nodes if (w := quantized_weight(node)) is not None and id(w) not in run.entries]
+        record.cached = _quantize(run, new, report)
+        previous = run.steps.records[-1].key
+        record.key = digest(previous, step.name, record.options, source_digest(type(step.options).__module__))
+
+
+def _quantize(run: Run, weights: list[QuantizedWeight], report: Any) -> bool:
+    """Quantize weights one at a time; returns whether all were there already."""
+    total = sum(w.source.nbytes for w in weights)
+    done, all_cached, start = 0, bool(weights), time.monotonic()
+    made = []
+    for weight, entry, cached in quantize_all(weights, run.sources, run.store):
+        made.append((weight, entry))
+        all_cached &= cached
+        done += weight.source.nbytes
+        report(done / total, f"{done / 1e6 / max(time.monotonic() - start, 1e-3):,.0f} MB/s")
+    for weight, entry in made:
+        run.entries[id(weight)] = entry.result()
+        run.weights.append(weight)
+    return all_cached
+
+
+def _write_onnx(run: Run, graph: gs.Graph, folder: Path) -> None:
+    with run.steps.step("write onnx", {}) as (record, _):
+        record.key = digest(run.steps.records[-1].key, source_digest("pipeline.onnx_file"))
+        folder.mkdir()
+        write_model(graph, folder, run.entry_of, quantization_metadata(run.weights))
+        for name in SIDE_FILES:
+            if (source := run.checkpoint.folder / name).exists():
+                shutil.copyfile(source, folder / name)
+
+
+def _validate(run: Run, graph_file: Path, folder: Path, windows: np.ndarray) -> None:
+    options = run.recipe.validate
+    assert options is not None
+    with run.steps.step("validate", options.model_dump(mode="json")) as (record, report):
+        made = {w.name: run.entry_of(w).folder.name for w in run.weights}
+        record.key = digest(
+            "validate", run.model_digest(), made, run.steps.records[-1].key, windows.tolist(),
+            source_digest("pipeline.validate"), versions(RUNTIME_LIBRARIES),
+        )  # fmt: skip
+
+        def compute() -> dict[str, Any]:
+            candidate = folder / MODEL
+            return validate.compare(graph_file, run.checkpoint, candidate, windows, lambda done: report(done, ""))
+
+        run.quality["onnxruntime"] = _recall(run, record, compute)
+
+
+def _recall(run: Run, record: Record, compute: Any) -> dict[str, Any]:
+    """Figures from the store, or computed and stored."""
+    entry = run.store.get(record.key)
+    record.cached = entry is not None
+    return (entry or run.store.put(record.key, lambda _: compute())).facts
+
+
+def _convert(run: Run, graph: gs.Graph, work: Path, windows: np.ndarray) -> None:
+    options = run.recipe.convert
+    assert options is not None
+    model_file, folder, scratch = work / "onnx" / MODEL, work / "mnn", work / "scratch"
+    folder.mkdir()
+    scratch.mkdir()
+    before = run.steps.records[-1].key
+    with run.steps.step("convert", options.model_dump(mode="json")) as (record, report):
+        record.key = digest(before, record.options, source_digest("pipeline.convert.mnn_folder"), versions(("MNN",)))
+        handed = mnn_folder.hand_off(
+            graph, model_file, run.checkpoint, options, folder, scratch, windows[0][:64], lambda done: report(done, "")
+        )
+        record.notes += handed.notes
+    with run.steps.step("prove", {}) as (record, _):
+        proven = proof.prove(model_file, folder, scratch)
+        record.notes.append(f"{proven.weights_checked:,} codes of {proven.layers} layers are equal, with their scales")
+    with run.steps.step("compare runtimes", {}) as (record, _):
+        figures = _compare(run, record, model_file, folder, windows, scratch)
+    high = figures.get("memory_high", {})
+    run.mnn = {
+        "bit_exact": True, "weights_checked": proven.weights_checked, "scale_dtype": options.scale_dtype,
+        "lowering_relative_error": handed.lowering_error, "max_relative_error": high.get("relative_error"),
+    }  # fmt: skip
+    run.quality["mnn"] = figures
+    shutil.rmtree(scratch)
+
+
+def _compare(run: Run, record: Record, model_file: Path, folder: Path, windows: np.ndarray, scratch: Path) -> dict[str, Any]:
+    if (reason := validate.too_large(run.checkpoint)) is not None:
+        record.notes.append(f"runtimes not compared: {reason}")
+        return {"skipped": reason}
+    record.key = digest(
+        run.steps.records[-2].key, windows.tolist(), source_digest("pipeline.convert.mnn_compare"),
+        versions(("MNN", *RUNTIME_LIBRARIES)), {w.name: run.entry_of(w).folder.name for w in run.weights},
+    )  # fmt: skip
+    return _recall(run, record, lambda: mnn_compare.compare_runtimes(model_file, folder, windows, scratch))
+
+
+def _check_gates(recipe: Recipe, manifest: dict[str, Any], console: Console) -> None:
+    options = recipe.validate
+    if options is None:
+        return
+    quality = manifest["quality"]["onnxruntime"]
+    missed = []
+    ratio = quality["perplexity"] / quality["reference_perplexity"]
+    for name, found, limit in (
+        ("max_kl_divergence", quality["kl_divergence"], options.max_kl_divergence),
+        ("max_perplexity_ratio", ratio, options.max_perplexity_ratio),
+    ):
+        if limit is not None and not found <= limit:
+            missed.append(f"{name}: {found:.4f}, allowed {limit}")
+    if missed:
+        raise ValidationFailed(f"{recipe.file}: gate missed: {'; '.join(missed)}. All results are kept in the build folder.")
+
+
+@contextmanager
+def _locked(target: Path) -> Iterator[None]:
+    """Hold the folder's lock, or say who does."""
+    with (target / ".lock").open("a+") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stream.seek(0)
+            raise PipelineError(
+                f"{target}: another run (process {stream.read().strip()}) is working here; wait for it, or stop it."
+            ) from None
+        stream.truncate(0)
+        stream.write(str(os.getpid()))
+        stream.flush()
+        yield
+
+
+@contextmanager
+def _work_folder(target: Path) -> Iterator[Path]:
+    """A folder for results in the making; what an interrupted run left is removed first."""
+    for old in target.glob(".work-*"):
+        shutil.rmtree(old, ignore_errors=True)
+    work = Path(tempfile.mkdtemp(prefix=".work-", dir=target))
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _publish(work: Path, target: Path) -> None:
+    """Put finished results in place of the old ones; the manifest goes first and comes last."""
+    (target / MANIFEST).unlink(missing_ok=True)
+    for name in ("onnx", "mnn"):
+        shutil.rmtree(target / name, ignore_errors=True)
+    for item in sorted(work.iterdir(), key=lambda path: path.name == MANIFEST):
+        item.replace(target / item.name)

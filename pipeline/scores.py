@@ -1,0 +1,85 @@
+"""How far one model's logits are from another's, token by token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Quality:
+    """A candidate against its reference over the same tokens.
+
+    Attributes:
+        perplexity, reference_perplexity: exp of the mean negative log-likelihood of the next token.
+        kl_divergence: mean KL(reference || candidate) over predicted tokens, nats per token.
+        top1_agreement: share of tokens where both rank the same token first.
+        tokens: how many predictions were compared.
+        worst_window, worst_window_kl: the window (counted from 0) of largest mean KL, and that KL.
+    """
+
+    perplexity: float
+    reference_perplexity: float
+    kl_divergence: float
+    top1_agreement: float
+    tokens: int
+    worst_window: int
+    worst_window_kl: float
+
+
+@numba.njit(parallel=True, cache=True, nogil=True)
+def score_tokens(reference, candidate, targets):  # type: ignore[no-untyped-def]
+    """Per token: negative log-likelihoods, KL divergence, and whether the first choices agree.
+
+    Args:
+        reference, candidate: float32 logits [tokens, vocabulary].
+        targets: int64 [tokens], the token that came next.
+
+    Returns:
+        float64 [tokens, 4]: nll of the reference, nll of the candidate, KL in nats, 1 or 0.
+    """
+    tokens, vocabulary = reference.shape
+    scores = np.empty((tokens, 4), np.float64)
+    for t in numba.prange(tokens):
+        best, best_candidate = 0, 0
+        for v in range(vocabulary):
+            if reference[t, v] > reference[t, best]:
+                best = v
+            if candidate[t, v] > candidate[t, best_candidate]:
+                best_candidate = v
+        top = np.float64(reference[t, best])
+        top_candidate = np.float64(candidate[t, best_candidate])
+        total, total_candidate = 0.0, 0.0
+        for v in range(vocabulary):
+            total += np.exp(np.float64(reference[t, v]) - top)
+            total_candidate += np.exp(np.float64(candidate[t, v]) - top_candidate)
+        log_total = np.log(total) + top
+        log_total_candidate = np.log(total_candidate) + top_candidate
+        divergence = 0.0
+        for v in range(vocabulary):
+            log_p = np.float64(reference[t, v]) - log_total
+            log_q = np.float64(candidate[t, v]) - log_total_candidate
+            divergence += np.exp(log_p) * (log_p - log_q)
+        scores[t, 0] = log_total - np.float64(reference[t, targets[t]])
+        scores[t, 1] = log_total_candidate - np.float64(candidate[t, targets[t]])
+        scores[t, 2] = divergence
+        scores[t, 3] = 1.0 if best == best_candidate else 0.0
+    return scores
+
+
+def summarize(scores: np.ndarray) -> Quality:
+    """The figures of `score_tokens` results, float64 [windows, tokens, 4]."""
+    mean = scores.reshape(-1, 4).mean(0)
+    by_window = scores[..., 2].mean(1)
+    worst = int(by_window.argmax())
+    return Quality(
+        perplexity=float(np.exp(mean[1])),
+        reference_perplexity=float(np.exp(mean[0])),
+        kl_divergence=float(mean[2]),
+        top1_agreement=float(mean[3]),
+        tokens=scores.shape[0] * scores.shape[1],
+        worst_window=worst,
+        worst_window_kl=float(by_window[worst]),
+    )

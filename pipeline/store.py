@@ -1,0 +1,194 @@
+"""Results by content: a key is the digest of everything that a result depends on.
+
+An entry is a folder `<key>/` with files and `entry.json` (facts about the result, SHA-256 of each file).
+It is written under a temporary name, synced and renamed, so a half-written one is never found; it is
+verified whenever it is recalled, so a damaged one is made anew.
+"""
+
+from __future__ import annotations
+
+import ast
+import errno
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from pipeline.errors import PipelineError
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A finished result: its folder and the facts that were noted with it."""
+
+    folder: Path
+    facts: dict[str, Any]
+    files: dict[str, str]
+
+    def file(self, name: str) -> Path:
+        return self.folder / name
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A result that is written but not yet an entry."""
+
+    key: str
+    folder: Path
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Store:
+    """All results ever made under one root folder."""
+
+    root: Path
+
+    def get(self, key: str) -> Entry | None:
+        """The entry of `key` if it is whole; a damaged one is removed."""
+        folder = self.root / key[:2] / key
+        try:
+            record = json.loads((folder / "entry.json").read_text("utf-8"))
+            entry = Entry(folder, record["facts"], record["files"])
+            if record["key"] == key and all(sha256(folder / name) == want for name, want in entry.files.items()):
+                return entry
+        except FileNotFoundError:
+            if not folder.exists():
+                return None
+        except (ValueError, KeyError, TypeError, OSError):
+            pass
+        shutil.rmtree(folder, ignore_errors=True)
+        return None
+
+    def has(self, key: str) -> bool:
+        """Whether there is an entry of `key`, unverified: for plans."""
+        return (self.root / key[:2] / key / "entry.json").exists()
+
+    def sweep(self) -> None:
+        """Remove what killed runs left half-written; that of running ones stays."""
+        for folder in self.root.glob("*/.tmp-*"):
+            if not psutil.pid_exists(int(folder.name.split("-")[1])):
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def put(self, key: str, write: Callable[[Path], dict[str, Any]]) -> Entry:
+        """Make the entry of `key`: `write` fills a folder and returns the facts."""
+        return self.finish(self.begin(key, write))
+
+    def begin(self, key: str, write: Callable[[Path], dict[str, Any]]) -> Draft:
+        """The first half of `put`: the files are there, under a temporary name."""
+        with writing(self.root):
+            parent = self.root / key[:2]
+            parent.mkdir(parents=True, exist_ok=True)
+            work = Path(tempfile.mkdtemp(prefix=f".tmp-{os.getpid()}-", dir=parent))
+            with _removed_on_failure(work):
+                return Draft(key, work, write(work))
+
+    def finish(self, draft: Draft) -> Entry:
+        """The second half of `put`: hashed, synced and renamed. Another thread may do it."""
+        work, target = draft.folder, draft.folder.parent / draft.key
+        with writing(self.root), _removed_on_failure(work):
+            files = {p.name: sha256(p) for p in sorted(work.iterdir())}
+            record = {"key": draft.key, "facts": draft.facts, "files": files}
+            (work / "entry.json").write_text(json.dumps(record, indent=1, sort_keys=True), "utf-8")
+            for path in [*work.iterdir(), work]:
+                sync(path)
+            if target.exists():  # another run was faster; equal by construction
+                shutil.rmtree(work)
+            else:
+                work.rename(target)
+                sync(target.parent)
+        return Entry(target, draft.facts, files)
+
+
+@contextmanager
+def _removed_on_failure(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+class writing:  # noqa: N801  (reads as a statement: `with writing(folder):`)
+    """Turns a full disk or a folder without permission into a sentence."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if not isinstance(error, OSError):
+            return
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise PipelineError(
+                f"{self.folder}: the disk is full. What was finished is kept; free some space and run again to go on."
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+            raise PipelineError(f"{error.filename or self.folder}: cannot write here ({error.strerror}).") from error
+
+
+def sync(path: Path) -> None:
+    """fsync a file or a folder."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def digest(*parts: Any) -> str:
+    """SHA-256 over values that JSON can hold, in hex: the key of a step."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Installed versions, by package."""
+    return {name: importlib.metadata.version(name) for name in sorted(packages)}
+
+
+@cache
+def source_digest(module: str) -> str:
+    """Digest of the source of a module and of all modules of this project that it imports."""
+    seen: dict[str, str] = {}
+    _collect(module, seen)
+    return digest(seen)
+
+
+def _collect(module: str, seen: dict[str, str]) -> None:
+    try:
+        spec = importlib.util.find_spec(module)
+    except ModuleNotFoundError:  # `from package import name` where package is a module: name is not one
+        return
+    if module in seen or spec is None or spec.origin is None:
+        return
+    text = Path(spec.origin).read_text("utf-8")
+    seen[module] = hashlib.sha256(text.encode()).hexdigest()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            found = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            found = [alias.name for alias in node.names]
+        else:
+            continue
+        for name in found:
+            if name.partition(".")[0] in ("passes", "pipeline"):
+                _collect(name, seen)

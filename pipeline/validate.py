@@ -1,0 +1,157 @@
+"""`validate:` the quantized ONNX model against the float model in onnxruntime, on text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+import psutil
+from tokenizers import Tokenizer
+
+from passes._match import matmul_weight, producer
+from pipeline.checkpoint import Checkpoint
+from pipeline.errors import CheckpointError, PipelineError
+from pipeline.export import load_graph
+from pipeline.recipe import Recipe, Validate
+from pipeline.scores import score_tokens, summarize
+from pipeline.segments import Segments
+from pipeline.sessions import decoder_feeds, load_model, weight_folder
+
+LOGIT_BYTES = 64 << 20
+"""Logits of this many bytes at once: long batches, since two bits dequantize anew on every call."""
+
+Progress = Callable[[float], None]
+
+
+def token_windows(recipe: Recipe, checkpoint: Checkpoint) -> np.ndarray:
+    """The tokens to validate on, int64 [windows, window].
+
+    Raises:
+        CheckpointError: there is no tokenizer.
+        PipelineError: there is no such text, or it has fewer tokens than one window.
+    """
+    options = recipe.validate or Validate()
+    ids = np.array(load_tokenizer(checkpoint).encode(validation_text(options, recipe.folder)).ids, np.int64)
+    count = min(options.windows, len(ids) // options.window)
+    if count == 0:
+        raise PipelineError(f"validate: the text has {len(ids)} tokens, less than one window of {options.window}.")
+    return ids[: count * options.window].reshape(count, options.window)
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    """The checkpoint's tokenizer.json, without truncation or padding."""
+    path = checkpoint.folder / "tokenizer.json"
+    if not path.exists():
+        raise CheckpointError(
+            f"{checkpoint.folder}: no tokenizer.json, so no text can be read. Save one with "
+            "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)."
+        )
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exceptions
+        raise CheckpointError(f"{path}: not a tokenizer that the tokenizers library reads: {error}") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def validation_text(options: Validate, folder: Path) -> str:
+    """The text to validate on: the recipe's file, or what every CPython carries."""
+    if options.text is None:
+        from pydoc_data.topics import topics
+
+        return "\n\n".join(topics[key] for key in sorted(topics))
+    path = folder / options.text
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PipelineError(f"validate: {path}: cannot be read as UTF-8 text: {error}") from error
+
+
+def compare(graph: Path, checkpoint: Checkpoint, candidate: Path, windows: np.ndarray, progress: Progress) -> dict[str, Any]:
+    """Both models on `windows`, block by block; the candidate in exact arithmetic and, where it differs, in its own.
+
+    Args:
+        graph: the exported float graph.
+        candidate: the quantized model.onnx.
+
+    Returns:
+        The figures of `Quality` at accuracy_level 0, and those at the recipe's level under `as_run`.
+    """
+    levels = sorted(_levels(candidate) | {0})
+    batches = _batches(windows, checkpoint)
+    runs = [reference_logits(graph, checkpoint, batches, lambda done: progress(done / (1 + len(levels))))]
+    for number, level in enumerate((0, None)[: len(levels)]):
+        share = lambda done, number=number: progress((1 + number + done) / (1 + len(levels)))  # noqa: E731
+        runs.append(candidate_logits(candidate, level, batches, share))
+    scores: list[list[np.ndarray]] = [[] for _ in runs[1:]]
+    for ids, expected, *found in zip(batches, *runs, strict=True):
+        for kept, logits in zip(scores, found, strict=True):
+            kept.append(score_batch(expected, logits, ids))
+    result: dict[str, Any] = asdict(summarize(np.concatenate(scores[0])))
+    if len(levels) > 1:
+        result["as_run"] = {"accuracy_levels": levels[1:], **asdict(summarize(np.concatenate(scores[1])))}
+    return result
+
+
+def reference_logits(
+    graph_file: Path, checkpoint: Checkpoint, batches: list[np.ndarray], progress: Progress
+) -> Iterator[np.ndarray]:
+    """Logits of the float model, float32 [batch, tokens, vocabulary], for each batch of ids.
+
+    The blocks run in onnxruntime; the last product, with the output table, by rows of that table: widened whole it
+    would be the largest thing in memory.
+    """
+    graph = load_graph(graph_file, checkpoint)
+    head = producer(next(t for t in graph.outputs if t.name == "logits"))
+    operand = matmul_weight(head) if head is not None and head.op == "MatMul" else None
+    if head is None or operand is None:
+        raise PipelineError("the logits of the exported graph are not one product with a weight.")
+    segments = Segments(graph, weight_folder(graph), head.inputs[0].name)
+    for hidden in segments.run([decoder_feeds(graph, ids) for ids in batches], progress):
+        logits = np.empty((*hidden.shape[:2], operand.weight.shape[0]), np.float32)
+        for start, rows in operand.weight.chunks():
+            logits[..., start : start + len(rows)] = hidden @ rows.astype(np.float32).T
+        yield logits
+
+
+def candidate_logits(file: Path, level: int | None, batches: list[np.ndarray], progress: Progress) -> Iterator[np.ndarray]:
+    """Logits of a quantized model at an accuracy_level (None: its own) for each batch of ids."""
+    graph = gs.import_onnx(load_model(file, level))
+    return Segments(graph, file.parent, "logits").run([decoder_feeds(graph, ids) for ids in batches], progress)
+
+
+def score_batch(expected: np.ndarray, found: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """`score_tokens` of logits [batch, tokens, vocabulary] that predict ids [batch, tokens]: [batch, tokens - 1, 4]."""
+    flat = [np.ascontiguousarray(one[:, :-1]).reshape(-1, one.shape[-1]) for one in (expected, found)]
+    scores: np.ndarray = score_tokens(*flat, ids[:, 1:].reshape(-1))
+    return scores.reshape(len(ids), -1, 4)
+
+
+def _batches(windows: np.ndarray, checkpoint: Checkpoint) -> list[np.ndarray]:
+    """Windows in batches whose logits take about LOGIT_BYTES."""
+    vocabulary = int(checkpoint.config.get("vocab_size", 1 << 17))
+    size = max(1, LOGIT_BYTES // (4 * windows.shape[1] * vocabulary))
+    return [windows[start : start + size] for start in range(0, len(windows), size)]
+
+
+def too_large(checkpoint: Checkpoint) -> str | None:
+    """Why no runtime can hold the model's weights in float here, or None."""
+    need, free = memory_needed(checkpoint), psutil.virtual_memory().available
+    if need < free:
+        return None
+    return f"the weights in float need {need / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free"
+
+
+def memory_needed(checkpoint: Checkpoint) -> int:
+    """Bytes of all weights in float32, and half as much again while they are made."""
+    return 6 * sum(int(np.prod(w.shape)) for w in checkpoint.weights.values())
+
+
+def _levels(candidate: Path) -> set[int]:
+    model = load_model(candidate)
+    return {a.i for node in model.graph.node for a in node.attribute if a.name == "accuracy_level"}
