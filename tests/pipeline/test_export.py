@@ -1,0 +1,160 @@
+"""Exports against torch: prefill, one cached step, left padding; and checkpoints that must be refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+import pytest
+
+from pipeline.checkpoint import open_checkpoint
+from pipeline.errors import ExportError
+from pipeline.export import Export, bind, check_config
+from pipeline.hub import resolve
+from pipeline.recipe import load_recipe
+from pipeline.sessions import decoder_feeds, open_reference
+from tests.conftest import Exported
+
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen2-bf16": ("qwen2", {}),
+    "qwen2-tied": ("qwen2", {"tie_word_embeddings": True}),
+    "qwen2-sharded-fp32": ("qwen2", {"shards": True, "dtype": "float32"}),
+    "qwen3-fp16": ("qwen3", {"dtype": "float16"}),
+    "llama-bf16": ("llama", {}),
+    "llama-biased-tied": ("llama", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True, "dtype": "float32"}),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_decoders_compute_what_torch_computes(exported: Exported, family: str) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    kind, options = FAMILIES[family]
+    checkpoint, graph = exported(kind, **options)
+    session = open_reference(graph)
+    model = AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype=torch.float32).eval()
+    ids = np.random.default_rng(0).integers(1, 300, (2, 8))
+    mask = np.ones_like(ids)
+    mask[1, :3] = 0  # left padding
+    positions = np.maximum(mask.cumsum(1) - 1, 0)
+    names = [output.name for output in session.get_outputs()]
+    shape = next(i.shape for i in session.get_inputs() if i.name == "past_key_values.0.key")
+    feeds: dict[str, np.ndarray] = {
+        i.name: np.zeros((2, shape[1], 0, shape[3]), np.float32) for i in session.get_inputs() if i.name.startswith("past")
+    }
+    feeds |= {"input_ids": ids[:, :7], "attention_mask": mask[:, :7], "position_ids": positions[:, :7]}
+    prefill = dict(zip(names, session.run(names, feeds), strict=True))
+    with torch.no_grad():
+        whole = model(
+            input_ids=torch.tensor(ids), attention_mask=torch.tensor(mask), position_ids=torch.tensor(positions)
+        ).logits.numpy()
+    real = mask[:, :7].astype(bool)
+    np.testing.assert_allclose(prefill["logits"][real], whole[:, :7][real], atol=1e-4, rtol=1e-4)
+    step = {n.replace("present", "past_key_values"): v for n, v in prefill.items() if n.startswith("present")}
+    step |= {"input_ids": ids[:, 7:], "attention_mask": mask, "position_ids": positions[:, 7:]}
+    decoded = dict(zip(names, session.run(names, step), strict=True))["logits"]
+    np.testing.assert_allclose(decoded[:, 0], whole[:, 7], atol=1e-4, rtol=1e-4)
+
+
+def test_bert_computes_what_torch_computes(exported: Exported) -> None:
+    import torch
+    from transformers import AutoModel
+
+    checkpoint, graph = exported("bert")
+    session = open_reference(graph)
+    model = AutoModel.from_pretrained(checkpoint.folder, dtype=torch.float32).eval()
+    ids = np.random.default_rng(0).integers(1, 300, (2, 9))
+    mask = np.ones_like(ids)
+    mask[1, 6:] = 0
+    feeds = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+    found = session.run(["last_hidden_state"], {i.name: feeds[i.name] for i in session.get_inputs()})[0]
+    with torch.no_grad():
+        expected = model(**{k: torch.tensor(v) for k, v in feeds.items()}).last_hidden_state.numpy()
+    real = mask.astype(bool)
+    np.testing.assert_allclose(found[real], expected[real], atol=1e-4, rtol=1e-4)
+
+
+def test_export_reads_no_weight(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    """The weights may be gone: the graph comes from config.json alone."""
+    from pipeline.export import export_graph
+
+    folder = shutil.copytree(tiny("qwen2"), tmp_path / "copy")
+    (folder / "model.safetensors").unlink()
+    export_graph(open_checkpoint(folder, "x"), Export(), tmp_path / "model.onnx")
+    assert (tmp_path / "model.onnx").stat().st_size < 200_000
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "mamba"}, "model_type 'mamba' is not supported. Supported: bert, llama, qwen2, qwen3."),
+        ({"rope_theta": None, "rope_parameters": {"rope_theta": 1e6}}, "keeps its RoPE settings in rope_parameters"),
+        ({"use_sliding_window": True, "sliding_window": 32}, "asks for sliding-window attention"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "asks for sliding-window attention"),
+        ({"model_type": "bert"}, "'bert' is a encoder|'bert' is an encoder"),
+    ],
+)
+def test_configs_that_would_be_exported_as_something_else(
+    tiny: Callable[..., Path], tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    folder = shutil.copytree(tiny("qwen2"), tmp_path / "copy")
+    config = json.loads((folder / "config.json").read_text()) | change
+    (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+    with pytest.raises(ExportError, match=message):
+        check_config(open_checkpoint(folder, "x"), Export())
+
+
+def test_a_checkpoint_of_the_hub_s_cache_is_read_through_its_links(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """snapshots/COMMIT/ links to blobs/; onnxruntime refuses links, so the blobs themselves are named."""
+    checkpoint, graph = exported("qwen2")
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    home = tmp_path / "models--someone--tiny"
+    for folder in ("blobs", "refs", f"snapshots/{commit}"):
+        (home / folder).mkdir(parents=True)
+    (home / "refs" / "main").write_text(commit)
+    for i, file in enumerate(checkpoint.folder.iterdir()):
+        shutil.copyfile(file, home / "blobs" / f"blob{i}")
+        (home / "snapshots" / commit / file.name).symlink_to(f"../../blobs/blob{i}")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    path = tmp_path / "mine.yaml"
+    path.write_text("model: someone/tiny\npasses: [{quantize_matmul: {bits: 4}}]")
+    found = resolve(load_recipe(path), None, download=False)
+    assert (found.source, found.revision) == ("someone/tiny", commit)
+    for tensor in graph.tensors().values():
+        if isinstance(tensor, gs.Constant) and tensor.name in found.weights:
+            tensor._values = found.weights[tensor.name]
+    session = open_reference(graph)
+    assert session.run(["logits"], decoder_feeds(graph, np.ones((1, 4), np.int64)))[0].shape == (1, 4, 320)
+
+
+def test_weights_that_do_not_fit_the_config(exported: Exported, tiny: Callable[..., Path]) -> None:
+    _, graph = exported("qwen2")
+    other = open_checkpoint(tiny("qwen2", intermediate_size=96), "x")
+    fresh = graph.copy()
+    # as exported: weights are inputs again
+    fresh.inputs = [gs.Variable("model.layers.0.mlp.up_proj.weight", np.float32, [128, 64])]
+    with pytest.raises(
+        ExportError, match=r"'model.layers.0.mlp.up_proj.weight' has the shape \[96, 64\], config.json describes"
+    ):
+        bind(fresh, other)
+    fresh.inputs = [gs.Variable("model.layers.9.mlp.up_proj.weight", np.float32, [128, 64])]
+    with pytest.raises(ExportError, match=r"no tensor 'model.layers.9.mlp.up_proj.weight'.*A shard is missing"):
+        bind(fresh, other)
+
+
+def test_a_loaded_graph_holds_no_weight_in_memory(exported: Exported) -> None:
+    _checkpoint, graph = exported("qwen2")
+    held = sum(
+        t.values.nbytes
+        for t in graph.tensors().values()
+        if type(t).__name__ == "Constant" and isinstance(t._values, np.ndarray)
+    )
+    assert held < 1000

@@ -1,0 +1,119 @@
+"""Whole hand-offs on tiny random models: both runtimes compute the same, whatever the shapes and dtypes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from passes.base import PassError
+from pipeline.errors import ConvertError
+
+NARROW = "narrow_embedding"
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+CASES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
+    "4 bits symmetric": ((NARROW, "quantize_matmul: {bits: 4, block_size: 32, symmetric: true}"), {}),
+    "3 bits symmetric": ((NARROW, "quantize_matmul: {bits: 3, block_size: 32, symmetric: true}"), {}),
+    "2 bits symmetric mse": ((NARROW, "quantize_matmul: {bits: 2, block_size: 32, symmetric: true, method: mse}"), {}),
+    "2 bits hqq": ((NARROW, "quantize_matmul: {bits: 2, block_size: 16, method: hqq}"), {}),
+    "8 bits": ((NARROW, "quantize_matmul: {bits: 8, block_size: 64}"), {}),
+    "mixed": (
+        (
+            NARROW,
+            "quantize_matmul: {bits: 2, block_size: 32, include: ['*.down_proj']}",
+            "quantize_matmul: {bits: 8, block_size: 16, include: [lm_head]}",
+            "quantize_matmul: {bits: 3, block_size: 64}",
+        ),
+        {},
+    ),
+    "ragged, tied, biased llama": (
+        (NARROW, "quantize_matmul: {bits: 3, block_size: 64}"),
+        {"kind": "llama", "intermediate_size": 172, "tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True},
+    ),
+    "ragged hidden size": (
+        (NARROW, "quantize_matmul: {bits: 4, block_size: 32}"),
+        {"kind": "llama", "hidden_size": 52, "head_dim": 16},
+    ),
+    "float32 checkpoint": (
+        ("narrow_embedding: {dtype: fp16}", "quantize_matmul: {bits: 4, block_size: 32}"),
+        {"kind": "llama", "dtype": "float32"},
+    ),
+    "float16 shards": (
+        (NARROW, "quantize_matmul: {bits: 4, block_size: 32}"),
+        {"kind": "llama", "dtype": "float16", "shards": True},
+    ),
+    "llama 3 rope": (
+        (NARROW, "quantize_matmul: {bits: 4, block_size: 32}"),
+        {"kind": "llama", "head_dim": 24, "rope_theta": 500000.0, "rope_scaling": LLAMA3},
+    ),
+    "8-bit embedding": (("quantize_embedding: {bits: 8, block_size: 32}", "quantize_matmul: {bits: 4, block_size: 32}"), {}),
+    "tied 4-bit embedding": (
+        ("quantize_matmul: {bits: 4, block_size: 32}", "quantize_embedding: {bits: 4, block_size: 32}"),
+        {"kind": "llama", "tie_word_embeddings": True},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_both_runtimes_compute_the_same(results: Callable[..., Path], case: str) -> None:
+    passes, model = CASES[case]
+    manifest = json.loads((results(*passes, **model) / "manifest.json").read_text())
+    assert manifest["mnn"]["bit_exact"] is True
+    assert manifest["mnn"]["max_relative_error"] < 1e-4
+    assert manifest["mnn"]["lowering_relative_error"] < 1e-5
+    high = manifest["quality"]["mnn"]["memory_high"]
+    assert high["greedy_equal"] == 32
+    assert high["cache_relative_error"] < 1e-4
+    assert high["perplexity"] == pytest.approx(manifest["quality"]["mnn"]["onnxruntime_perplexity"], rel=5e-5)
+    # int8 activations: wrong blocks would be off by factors, not by percents
+    assert manifest["quality"]["mnn"]["memory_low"]["relative_error"] < 0.2
+
+
+def test_scales_in_fp32(results: Callable[..., Path]) -> None:
+    folder = results(
+        NARROW, "quantize_matmul: {bits: 3, block_size: 32, scale_dtype: fp32}", convert="convert: {scale_dtype: fp32}"
+    )
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert (manifest["mnn"]["scale_dtype"], manifest["mnn"]["bit_exact"]) == ("fp32", True)
+
+
+def test_a_tied_table_quantized_alike_is_stored_once(results: Callable[..., Path]) -> None:
+    passes, model = CASES["tied 4-bit embedding"]
+    once = results(*passes, **model) / "onnx" / "model.onnx.data"
+    twice = results(passes[0], "quantize_embedding: {bits: 4, block_size: 16}", **model) / "onnx" / "model.onnx.data"
+    assert twice.stat().st_size > once.stat().st_size + 320 * 64 // 2
+
+
+@pytest.mark.parametrize(
+    ("passes", "model", "error", "message"),
+    [
+        ((NARROW, "quantize_matmul: {bits: 4, block_size: 32}"), {"kind": "qwen3"}, PassError, "a norm between them"),
+        (
+            (NARROW, "quantize_matmul: {bits: 4, block_size: 32, exclude: [lm_head]}"),
+            {},
+            PassError,
+            "the float weight 'lm_head'",
+        ),
+        (
+            (NARROW, "quantize_matmul: {bits: 4, block_size: 32}"),
+            {"kind": "llama", "dtype": "float32"},
+            ConvertError,
+            "narrow_embedding: {dtype: fp16}",
+        ),
+    ],
+    ids=["norm of queries", "float layer", "float32 embedding"],
+)
+def test_what_mnn_cannot_hold_is_refused(
+    results: Callable[..., Path], passes: tuple[str, ...], model: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        results(*passes, **model)

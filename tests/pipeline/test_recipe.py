@@ -1,0 +1,162 @@
+"""Recipes: those that ship are right, and every mistake is named by file:line:column and what would be right."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+import passes
+from passes._registry import names_in
+from pipeline.errors import RecipeError
+from pipeline.recipe import find_recipe, load_recipe
+from pipeline.schema import recipe_schema
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = sorted((ROOT / "recipes").glob("*.yaml"))
+
+RECIPE = """\
+model: ./checkpoint
+passes:
+  - narrow_embedding
+  - quantize_matmul:
+      bits: 4
+      include: [lm_head]
+  - quantize_matmul:
+      bits: 3
+      block_size: 64
+      method: mse
+validate:
+  windows: 20
+convert:
+  scale_dtype: fp16
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "mine.yaml"
+    path.write_text(text, "utf-8")
+    return path
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
+def test_shipped_recipes_load_and_explain_themselves(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.name == path.stem
+    assert recipe.convert is not None
+    assert recipe.validate is not None
+    quantized = [step for step in recipe.passes if step.name == "quantize_matmul"]
+    assert quantized
+    assert recipe.text.count("#") >= 8, "a reader should be able to change it without the manual"
+
+
+def test_the_recipes_of_the_readme_are_there() -> None:
+    assert {p.stem for p in SHIPPED} >= {f"{model}-q{bits}" for model in ("demo", "deepseek-r1-7b") for bits in (4, 3, 2)}
+
+
+def test_q4_is_mnn_s_defaults() -> None:
+    recipe = load_recipe(ROOT / "recipes" / "deepseek-r1-7b-q4.yaml")
+    options = [step.options for step in recipe.passes if step.name == "quantize_matmul"]
+    assert {(o.bits, o.block_size, o.symmetric) for o in options} == {(4, 128, False)}  # type: ignore[attr-defined]
+
+
+def test_the_schema_in_the_repository_is_current() -> None:
+    kept = json.loads((ROOT / "recipes" / "schema.json").read_text("utf-8"))
+    assert kept == recipe_schema(), "run `make schema`"
+    assert set(names_in(passes)) <= {
+        entry["const"] for entry in kept["properties"]["passes"]["items"]["anyOf"] if "const" in entry
+    } | {"quantize_matmul", "quantize_embedding"}
+
+
+def test_a_good_recipe_says_what_it_says(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, RECIPE))
+    assert [step.name for step in recipe.passes] == ["narrow_embedding", "quantize_matmul", "quantize_matmul"]
+    assert recipe.passes[2].options.model_dump(mode="json")["method"] == "mse"
+    assert str(recipe.passes[2].position).endswith("mine.yaml:7:5")
+    assert (
+        load_recipe(write(tmp_path, RECIPE.replace("method: mse", "method: {hqq: {iterations: 5}}")))
+        .passes[2]
+        .options.method.iterations
+        == 5
+    )  # type: ignore[attr-defined]
+    assert (
+        load_recipe(
+            write(tmp_path, RECIPE.replace("model: ./checkpoint", "model: {source: a/b, revision: abc}"))
+        ).model.revision
+        == "abc"
+    )
+
+
+MISTAKES = [
+    ("bits: 3", "bits: 5", "8:13: bits is 5; expected 2, 3, 4 or 8."),
+    ("bits: 3", 'bits: "3"', "8:13: bits is '3'; expected 2, 3, 4 or 8."),
+    ("block_size: 64", "block_size: 24", "9:19: block_size is 24; expected 16, 32, 64, 128 or 256."),
+    ("block_size", "blocksize", "9:7: unknown option 'blocksize'. Did you mean 'block_size'?"),
+    ("block_size", "colour", "9:7: unknown option 'colour'. Options: bits, block_size,"),
+    ("      bits: 3\n", "", "8:7: the option 'bits' is required."),
+    ("method: mse", "method: gtpq", "10:15: method: there is no method 'gtpq'. Known: hqq, mse, rtn."),
+    ("method: mse", "method: {hqq: {p: big}}", "method: hqq: p: Input should be a valid number"),
+    ("method: mse", "method: [mse]", "a method is a name such as rtn"),
+    ("include: [lm_head]", "include: lm_head", "6:16: include is 'lm_head'; expected a list"),
+    ("- narrow_embedding", "- narow_embedding", "3:5: there is no pass 'narow_embedding'. Did you mean 'narrow_embedding'?"),
+    ("- narrow_embedding", "- 3", "3:5: an entry of passes is one name"),
+    ("windows: 20", "windows: 0", "12:12: windows is 0; expected greater than or equal to 1."),
+    ("windows: 20", "windows: no", "'no' means False in YAML. Write true or false"),
+    ("windows: 20", "max_kl_divergence: 1e-3", "12:22: '1e-3' is text in YAML, not a number. Write 1.0e-3."),
+    ("windows: 20", "windows: 020", "'020' is a number to base 60 or 8"),
+    ("windows: 20", "windows: 20\n  windows: 30", "13:3: 'windows' is here twice; first in line 12. Remove one."),
+    ("validate:", "validat:", "11:1: unknown section 'validat'. Did you mean 'validate'?"),
+    ("scale_dtype: fp16", "target: coreml", "target is 'coreml'; expected 'mnn-llm'."),
+    ("block_size: 64", "scale_dtype: fp32", "14:3: scale_dtype fp16 cannot hold the scales of quantize_matmul (line 7)"),
+    ("model: ./checkpoint", "", "the section 'model' is required"),
+    ("model: ./checkpoint", "model: ''", "1:8: source is ''; string should have at least 1 character"),
+    ("model: ./checkpoint", "model: !!python/object/apply:os.system [ls]", "1:8: the tag or type 'os.system' is not supported"),
+    ("model: ./checkpoint", "model: &a ./checkpoint\nexport: {task: *a}", "anchors and aliases are not supported"),
+    ("model: ./checkpoint", "1: 2", "a key must be plain text"),
+    ("model: ./checkpoint", "model: [", "not YAML"),
+    ("validate:\n  windows: 20", "validate: 3", "'validate' takes options: text, window"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("old", "new", "message"), MISTAKES, ids=[m[2][:40] for m in MISTAKES])
+def test_mistakes_are_named_with_their_place(tmp_path: Path, old: str, new: str, message: str) -> None:
+    assert old in RECIPE
+    # the second quantize_matmul, where there are two
+    at = RECIPE.rindex(old)
+    path = write(tmp_path, RECIPE[:at] + new + RECIPE[at + len(old) :])
+    with pytest.raises(RecipeError) as error:
+        load_recipe(path)
+    assert str(error.value).startswith(f"{path}:")
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("", "a recipe is a mapping"), ("- a", "a recipe is a mapping"), ("model: a\npasses: []", "passes must be a list")],
+)
+def test_what_is_no_recipe(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(write(tmp_path, text))
+
+
+def test_files_that_cannot_be_recipes(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="no such recipe. Did you mean 'demo-q3'"):
+        find_recipe("demo-q33", ROOT / "recipes")
+    with pytest.raises(RecipeError, match="no such recipe file"):
+        find_recipe("missing.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RecipeError, match="cannot be read"):
+        load_recipe(tmp_path / "binary.yaml")
+    (tmp_path / "deep.yaml").write_text("model: " + "[" * 60 + "]" * 60)
+    with pytest.raises(RecipeError, match="nested too deeply"):
+        load_recipe(tmp_path / "deep.yaml")
+    (tmp_path / "huge.yaml").write_text("# " + "x" * (2 << 20))
+    with pytest.raises(RecipeError, match="not a recipe"):
+        load_recipe(tmp_path / "huge.yaml")
+
+
+def test_recipes_are_also_plain_yaml() -> None:
+    for path in SHIPPED:
+        assert yaml.safe_load(path.read_text("utf-8"))["passes"]

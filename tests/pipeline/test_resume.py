@@ -1,0 +1,84 @@
+"""Killed at random moments, a run goes on where it was, and ends with the very bytes of an undisturbed one."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.check import check_folder
+from tests.scale.checkpoint import write_checkpoint
+
+ROOT = Path(__file__).parents[2]
+KILLS = 10
+RECIPE = """\
+model: {model}
+passes:
+  - narrow_embedding
+  - quantize_matmul: {{bits: 4, block_size: 64, include: [lm_head, '*.o_proj']}}
+  - quantize_matmul: {{bits: 3, block_size: 64, method: mse}}
+validate: {{windows: 2, window: 128}}
+convert: {{}}
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("resume")
+    write_checkpoint(folder / "model", "small")
+    path = folder / "mine.yaml"
+    path.write_text(RECIPE.format(model=folder / "model"), "utf-8")
+    return path
+
+
+def start(recipe: Path, build: Path, **environment: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "pipeline", "run", str(recipe), "--build", str(build)]
+    silence: Any = subprocess.DEVNULL
+    return subprocess.Popen(command, cwd=ROOT, stdout=silence, stderr=silence, env={**os.environ, **environment})
+
+
+def files(build: Path) -> dict[str, str]:
+    found: dict[str, str] = json.loads((build / "mine" / "manifest.json").read_text("utf-8"))["files"]
+    return found
+
+
+def entries(build: Path) -> dict[Path, int]:
+    """Finished results of the store and when each was written."""
+    return {p.parent: p.stat().st_mtime_ns for p in (build / ".store").glob("*/*/entry.json")}
+
+
+def test_the_same_bytes_on_one_core_or_two_and_after_ten_kills(recipe: Path, tmp_path: Path) -> None:
+    undisturbed = tmp_path / "undisturbed"
+    begun = time.monotonic()
+    assert start(recipe, undisturbed).wait() == 0
+    whole = time.monotonic() - begun
+    one_core = tmp_path / "one"
+    assert start(recipe, one_core, NUMBA_NUM_THREADS="1", OMP_NUM_THREADS="1").wait() == 0
+    assert files(one_core) == files(undisturbed)
+
+    killed = tmp_path / "killed"
+    chance = random.Random(0)
+    kept: dict[Path, int] = {}
+    for _ in range(KILLS):
+        process = start(recipe, killed)
+        time.sleep(chance.uniform(0.1, 0.9) * whole)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not (killed / "mine" / "onnx").exists() or (killed / "mine" / "manifest.json").exists()
+        now = entries(killed) if (killed / ".store").exists() else {}
+        assert kept.items() <= now.items(), "what was finished is neither made again nor lost"
+        kept = now
+    assert start(recipe, killed).wait() == 0
+    assert kept.items() <= entries(killed).items()
+    assert files(killed) == files(undisturbed)
+    assert check_folder(killed / "mine") == check_folder(undisturbed / "mine")
+    assert not list((killed / ".store").glob("*/.tmp-*"))
+    assert not list((killed / "mine").glob(".work-*"))

@@ -1,0 +1,94 @@
+"""The store: whole entries or none, damage is noticed, a full disk is a sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.errors import PipelineError
+from pipeline.store import Store, digest, source_digest, writing
+
+KEY = digest("a key")
+
+
+def fill(folder: Path) -> dict[str, Any]:
+    (folder / "codes").write_bytes(b"12345")
+    return {"mse": 0.5}
+
+
+def test_an_entry_is_recalled_whole(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    assert store.get(KEY) is None
+    store.put(KEY, fill)
+    found = store.get(KEY)
+    assert found is not None
+    assert (found.facts, found.file("codes").read_bytes()) == ({"mse": 0.5}, b"12345")
+    assert store.has(KEY)
+
+
+def test_a_writer_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    def fail(folder: Path) -> dict[str, Any]:
+        fill(folder)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Store(tmp_path).put(KEY, fail)
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+@pytest.mark.parametrize("file", ["codes", "entry.json"])
+@pytest.mark.parametrize("position", [0, 3, -1])
+def test_one_changed_byte_is_noticed(tmp_path: Path, file: str, position: int) -> None:
+    store = Store(tmp_path)
+    path = store.put(KEY, fill).file(file)
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1
+    path.write_bytes(bytes(data))
+    assert store.get(KEY) is None
+    store.put(KEY, fill)
+    assert store.get(KEY) is not None
+
+
+def test_a_missing_file_is_noticed(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.put(KEY, fill).file("codes").unlink()
+    assert store.get(KEY) is None
+
+
+def test_the_same_key_twice_keeps_the_first(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.put(KEY, fill)
+    store.put(KEY, fill)
+    assert len(list(tmp_path.rglob("entry.json"))) == 1
+
+
+def test_a_full_disk_is_a_sentence_and_loses_nothing(small_disk: Path) -> None:
+    store = Store(small_disk)
+    store.put(KEY, fill)
+
+    def flood(folder: Path) -> dict[str, Any]:
+        (folder / "codes").write_bytes(b"x" * (8 << 20))
+        return {}
+
+    with pytest.raises(PipelineError, match="the disk is full. What was finished is kept"):
+        store.put(digest("another"), flood)
+    assert store.get(KEY) is not None
+    assert not list(small_disk.rglob(".tmp-*"))
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(PipelineError, match="cannot write here"), writing(tmp_path):
+        (tmp_path / "file" / "below").mkdir()
+
+
+def test_source_digest_follows_imports() -> None:
+    assert source_digest("passes.methods.mse") != source_digest("passes.methods.rtn")
+    from pipeline.store import _collect
+
+    seen: dict[str, str] = {}
+    _collect("passes.methods.mse", seen)
+    assert {"passes.methods.mse", "passes.methods.rtn", "passes._blocks", "passes.methods._tiles"} <= set(seen)
+    assert not any(name.startswith("numba") for name in seen)
