@@ -43,6 +43,7 @@ def write_model(graph: gs.Graph, folder: Path, entry_of: Callable[[QuantizedWeig
             places[name] = written[content]
     model = gs.export_onnx(graph)
     model.producer_name = "lowbit"
+    model.opset_import.sort(key=lambda one: one.domain)  # graphsurgeon's order is that of a set of strings
     for key, value in metadata.items():
         model.metadata_props.add(key=key, value=value)
     for tensor in model.graph.initializer:
