@@ -107,7 +107,7 @@ def rounding_table(form: BlockFormat) -> np.ndarray:
     return table
 
 
-@numba.njit(inline="always")
+@numba.njit(inline="always", error_model="numpy")
 def exact_scale(scale, splitter, limit, smallest):  # type: ignore[no-untyped-def]
     """The nearest scale that the scale dtype holds exactly together with its offset (`rounding_table`).
 

@@ -114,7 +114,7 @@ class Part(Weight):
         return self.load()[start:stop]
 
 
-@numba.njit(parallel=True, cache=True, nogil=True)
+@numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def all_finite(bits, shift):  # type: ignore[no-untyped-def]
     """Whether no float32 of `bits << shift`, [rows, K], is NaN or infinite (all exponent bits set)."""
     exponent = np.uint32(0x7F800000)
@@ -125,24 +125,26 @@ def all_finite(bits, shift):  # type: ignore[no-untyped-def]
     return bad == 0
 
 
-@numba.njit(parallel=True, cache=True, nogil=True)
+@numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def squared_error(bits, shift, codes, scales, zeros):  # type: ignore[no-untyped-def]
-    """Sum of (dequantized - weight)^2 in float64, rows added up in order, so that threads do not matter."""
+    """Sum of (dequantized - weight)^2, differences in float32, added up in float64 in one order whatever the threads."""
     rows, k = bits.shape
     size = codes.shape[1] // scales.shape[1]
-    sums = np.zeros(rows, np.float64)
+    sums = np.zeros((rows, 32), np.float64)
     for row in numba.prange(rows):
-        wide = np.empty(size, np.uint32)
-        values = wide.view(np.float32)
-        total = 0.0
+        wide = np.empty(k, np.uint32)
+        miss = wide.view(np.float32)
+        source, total = bits[row], sums[row]
+        for i in range(k):
+            wide[i] = np.uint32(source[i]) << shift
         for block in range(scales.shape[1]):
-            start = block * size
-            filled = min(size, k - start)
-            for i in range(filled):
-                wide[i] = np.uint32(bits[row, start + i]) << shift
-            scale, zero = np.float64(scales[row, block]), np.float64(zeros[row, block])
-            for i in range(filled):
-                miss = (np.float64(codes[row, start + i]) - zero) * scale - np.float64(values[i])
-                total += miss * miss
-        sums[row] = total
+            # slices, since indices that start above zero cost a check each and do not vectorize
+            here, steps = miss[block * size : block * size + size], codes[row, block * size : block * size + size]
+            scale, zero = scales[row, block], np.float32(zeros[row, block])
+            for i in range(here.size):
+                here[i] -= (np.float32(steps[i]) - zero) * scale
+        for start in range(0, k, 32):
+            here = miss[start : start + 32]
+            for i in range(here.size):
+                total[i] += np.float64(here[i]) * np.float64(here[i])
     return sums.sum()

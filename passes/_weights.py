@@ -11,7 +11,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
-ROW_CHUNK_BYTES = 8 << 20
+ROW_CHUNK_BYTES = 2 << 20
 """About this much of a weight is read at once: small enough for the cache, large enough for the disk."""
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from passes._blocks import BlockFormat, Blocks, exact_scale
-from passes.methods._tiles import LANES, load_tile, run_kernel, store_codes
+from passes._blocks import BlockFormat, Blocks
+from passes.methods._tiles import LANES, load_tile, look_up, round_scales, run_kernel, store_codes
 from passes.methods.base import Method
 from passes.methods.rtn import full_range
 
@@ -31,17 +31,18 @@ class Hqq(Method):
         return run_kernel(_kernel, rows, form, self.p, self.beta, self.kappa, self.iterations)
 
 
-@numba.njit(parallel=True, cache=True, nogil=True)
+@numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def _kernel(  # type: ignore[no-untyped-def]
     bits, shift, size, top, symmetric, table, smallest, p, beta0, kappa, iterations, codes, scales, zeros
 ):
     for group in numba.prange(-(-bits.shape[0] // LANES)):
         tile_bits = np.empty((size, LANES), np.uint32)
         tile = tile_bits.view(np.float32)
-        scale, zero, shifts, product, square = np.empty((5, LANES), np.float32)
+        steps = np.empty((size, LANES), np.uint8)
+        scale, zero, shifts, product, square, splitter, limit = np.empty((7, LANES), np.float32)
         for block in range(scales.shape[1]):
             filled = load_tile(bits, shift, group * LANES, block, size, tile_bits)
-            full_range(tile, filled, top, symmetric, table, smallest, scale, zero)
+            full_range(tile, filled, top, symmetric, table, smallest, scale, zero, splitter, limit)
             beta = beta0
             for _ in range(iterations):
                 shifts[:] = 0
@@ -65,7 +66,6 @@ def _kernel(  # type: ignore[no-untyped-def]
                     if product[lane] * scale[lane] > 0:
                         scale[lane] = product[lane] / square[lane]
                 beta *= kappa
-            for lane in range(LANES):
-                z = int(zero[lane])
-                scale[lane] = exact_scale(scale[lane], table[z, 0], table[z, 1], smallest)
-            store_codes(tile, filled, group * LANES, block, size, scale, zero, top, codes, scales, zeros)
+            look_up(zero, table, splitter, limit)
+            round_scales(scale, splitter, limit, smallest)
+            store_codes(tile, filled, group * LANES, block, size, scale, zero, top, steps, codes, scales, zeros)

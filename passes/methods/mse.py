@@ -5,8 +5,8 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from passes._blocks import BlockFormat, Blocks, exact_scale
-from passes.methods._tiles import LANES, load_tile, run_kernel, store_codes
+from passes._blocks import BlockFormat, Blocks
+from passes.methods._tiles import LANES, load_tile, look_up, round_scales, run_kernel, store_codes
 from passes.methods.base import Method
 from passes.methods.rtn import full_range
 
@@ -29,70 +29,79 @@ class Mse(Method):
         return run_kernel(_kernel, rows, form)
 
 
-@numba.njit(inline="always")
-def _try(tile, filled, top, scale, zero, error, best_scale, best_zero):  # type: ignore[no-untyped-def]
-    """Keep (scale, zero) in every lane where its squared error is below `error`."""
-    found = np.zeros(LANES, np.float32)
-    inverse = np.float32(1) / scale
+@numba.njit(inline="always", error_model="numpy")
+def _try(tile, filled, scale, lowest, highest, error, best_scale, best_lowest, found, inverse):  # type: ignore[no-untyped-def]
+    """Keep (scale, lowest) in every lane where its squared error is below `error`; `found` and `inverse` are scratch."""
+    for lane in range(LANES):
+        found[lane] = 0
+        inverse[lane] = np.float32(1) / scale[lane]
     for i in range(filled):
         for lane in range(LANES):
             w = tile[i, lane]
-            step = min(max(np.rint(w * inverse[lane]), -zero[lane]), top - zero[lane])
+            step = min(max(np.rint(w * inverse[lane]), lowest[lane]), highest[lane])
             miss = step * scale[lane] - w
             found[lane] += miss * miss
     for lane in range(LANES):
         if found[lane] < error[lane]:
             error[lane] = found[lane]
             best_scale[lane] = scale[lane]
-            best_zero[lane] = zero[lane]
+            best_lowest[lane] = lowest[lane]
 
 
-@numba.njit(inline="always")
-def _refit(tile, filled, top, scale, zero, refitted):  # type: ignore[no-untyped-def]
-    """Per lane, the scale of least squared error for the codes of grid (scale, zero)."""
-    product = np.zeros(LANES, np.float32)
-    square = np.zeros(LANES, np.float32)
-    inverse = np.float32(1) / scale
+@numba.njit(inline="always", error_model="numpy")
+def _refit(tile, filled, scale, lowest, highest, refitted, square, inverse):  # type: ignore[no-untyped-def]
+    """Per lane, the scale of least squared error for the codes of grid (scale, lowest); the last two are scratch."""
+    product = refitted
+    for lane in range(LANES):
+        product[lane] = 0
+        square[lane] = 0
+        inverse[lane] = np.float32(1) / scale[lane]
     for i in range(filled):
         for lane in range(LANES):
             w = tile[i, lane]
-            step = min(max(np.rint(w * inverse[lane]), -zero[lane]), top - zero[lane])
+            step = min(max(np.rint(w * inverse[lane]), lowest[lane]), highest[lane])
             product[lane] += step * w
             square[lane] += step * step
     for lane in range(LANES):
-        found = product[lane] / square[lane] if square[lane] > 0 else np.float32(0)
-        refitted[lane] = found if found != 0 else scale[lane]
+        fitted = product[lane] / square[lane] if square[lane] > 0 else np.float32(0)
+        refitted[lane] = fitted if fitted != 0 else scale[lane]
 
 
-@numba.njit(parallel=True, cache=True, nogil=True)
+@numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def _kernel(bits, shift, size, top, symmetric, table, smallest, codes, scales, zeros):  # type: ignore[no-untyped-def]
     for group in numba.prange(-(-bits.shape[0] // LANES)):
         tile_bits = np.empty((size, LANES), np.uint32)
         tile = tile_bits.view(np.float32)
-        full, full_zero, scale, zero, best_scale, best_zero, error = np.empty((7, LANES), np.float32)
+        steps = np.empty((size, LANES), np.uint8)
+        full, full_zero, scale, zero, best_scale, best_lowest = np.empty((6, LANES), np.float32)
+        # steps from the zero point, the smallest and the largest that a code can say
+        lowest, highest, error, found, inverse, splitter, limit = np.empty((7, LANES), np.float32)
         for block in range(scales.shape[1]):
             filled = load_tile(bits, shift, group * LANES, block, size, tile_bits)
-            full_range(tile, filled, top, symmetric, table, smallest, full, full_zero)
+            full_range(tile, filled, top, symmetric, table, smallest, full, full_zero, splitter, limit)
             error[:] = np.inf
-            for factor in FACTORS:
-                for move in range(-1, 2):
-                    if symmetric and move == 0:
-                        continue
-                    for lane in range(LANES):
-                        s = full[lane] * factor
-                        z = full_zero[lane]
-                        if symmetric:
-                            s *= np.float32(-move)
-                        else:
-                            z = min(max(z + np.float32(move), np.float32(0)), top)
-                        zero[lane] = z
-                        scale[lane] = exact_scale(s, table[int(z), 0], table[int(z), 1], smallest)
-                    _try(tile, filled, top, scale, zero, error, best_scale, best_zero)
-            for _ in range(REFITS):
-                _refit(tile, filled, top, best_scale, best_zero, scale)
-                zero[:] = best_zero
+            for move in range(-1, 2):
+                if symmetric and move == 0:
+                    continue
                 for lane in range(LANES):
-                    z = int(zero[lane])
-                    scale[lane] = exact_scale(scale[lane], table[z, 0], table[z, 1], smallest)
-                _try(tile, filled, top, scale, zero, error, best_scale, best_zero)
-            store_codes(tile, filled, group * LANES, block, size, best_scale, best_zero, top, codes, scales, zeros)
+                    moved = full_zero[lane] if symmetric else full_zero[lane] + np.float32(move)
+                    zero[lane] = min(max(moved, np.float32(0)), top)
+                    lowest[lane] = -zero[lane]
+                    highest[lane] = top - zero[lane]
+                look_up(zero, table, splitter, limit)
+                for factor in FACTORS:
+                    signed = factor * np.float32(-move) if symmetric else factor
+                    for lane in range(LANES):
+                        scale[lane] = full[lane] * signed
+                    round_scales(scale, splitter, limit, smallest)
+                    _try(tile, filled, scale, lowest, highest, error, best_scale, best_lowest, found, inverse)
+            for lane in range(LANES):
+                lowest[lane] = best_lowest[lane]
+                highest[lane] = top + lowest[lane]
+                zero[lane] = -lowest[lane]
+            look_up(zero, table, splitter, limit)
+            for _ in range(REFITS):
+                _refit(tile, filled, best_scale, lowest, highest, scale, found, inverse)
+                round_scales(scale, splitter, limit, smallest)
+                _try(tile, filled, scale, lowest, highest, error, best_scale, best_lowest, found, inverse)
+            store_codes(tile, filled, group * LANES, block, size, best_scale, zero, top, steps, codes, scales, zeros)

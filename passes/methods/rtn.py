@@ -5,8 +5,8 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from passes._blocks import BlockFormat, Blocks, exact_scale
-from passes.methods._tiles import LANES, load_tile, run_kernel, store_codes
+from passes._blocks import BlockFormat, Blocks
+from passes.methods._tiles import LANES, load_tile, look_up, round_scales, run_kernel, store_codes
 from passes.methods.base import Method
 
 
@@ -22,36 +22,41 @@ class Rtn(Method):
         return run_kernel(_kernel, rows, form)
 
 
-@numba.njit(inline="always")
-def full_range(tile, filled, top, symmetric, table, smallest, scale, zero):  # type: ignore[no-untyped-def]
-    """Per lane, the scale and zero point that just cover the tile; an all-zero block gets scale 1."""
+@numba.njit(inline="always", error_model="numpy")
+def full_range(tile, filled, top, symmetric, table, smallest, scale, zero, splitter, limit):  # type: ignore[no-untyped-def]
+    """Per lane, the scale and zero point that just cover the tile; an all-zero block gets scale 1.
+
+    `splitter` and `limit` are scratch; they leave as `look_up` of `zero`.
+    """
     middle = np.float32((int(top) + 1) // 2)
+    low, high = scale, zero  # each lane's extremes lie where its results go
+    low[:] = 0
+    high[:] = 0
+    for i in range(filled):
+        for lane in range(LANES):
+            low[lane] = min(low[lane], tile[i, lane])
+            high[lane] = max(high[lane], tile[i, lane])
     for lane in range(LANES):
-        low = np.float32(0)
-        high = np.float32(0)
-        for i in range(filled):
-            low = min(low, tile[i, lane])
-            high = max(high, tile[i, lane])
         if symmetric:
-            s = (-low if -low >= high else -high) / middle
+            s = (-low[lane] if -low[lane] >= high[lane] else -high[lane]) / middle
             z = middle
         else:
-            s = (high - low) / top
-            z = np.rint(-low / s) if s > 0 else np.float32(0)
-        if s == 0:
-            s = np.float32(1)
-        scale[lane] = exact_scale(s, table[int(z), 0], table[int(z), 1], smallest)
+            s = (high[lane] - low[lane]) / top
+            z = np.rint(-low[lane] / s) if s > 0 else np.float32(0)
+        scale[lane] = s if s != 0 else np.float32(1)
         zero[lane] = z
+    look_up(zero, table, splitter, limit)
+    round_scales(scale, splitter, limit, smallest)
 
 
-@numba.njit(parallel=True, cache=True, nogil=True)
+@numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def _kernel(bits, shift, size, top, symmetric, table, smallest, codes, scales, zeros):  # type: ignore[no-untyped-def]
     for group in numba.prange(-(-bits.shape[0] // LANES)):
         tile_bits = np.empty((size, LANES), np.uint32)
         tile = tile_bits.view(np.float32)
-        scale = np.empty(LANES, np.float32)
-        zero = np.empty(LANES, np.float32)
+        steps = np.empty((size, LANES), np.uint8)
+        scale, zero, splitter, limit = np.empty((4, LANES), np.float32)
         for block in range(scales.shape[1]):
             filled = load_tile(bits, shift, group * LANES, block, size, tile_bits)
-            full_range(tile, filled, top, symmetric, table, smallest, scale, zero)
-            store_codes(tile, filled, group * LANES, block, size, scale, zero, top, codes, scales, zeros)
+            full_range(tile, filled, top, symmetric, table, smallest, scale, zero, splitter, limit)
+            store_codes(tile, filled, group * LANES, block, size, scale, zero, top, steps, codes, scales, zeros)
