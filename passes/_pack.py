@@ -13,7 +13,7 @@ import numpy as np
 NIB77 = "nib77"
 
 
-@numba.njit(parallel=True, cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True)
 def pack_lsb(codes, bits):  # type: ignore[no-untyped-def]
     """Codes uint8 [rows, count] -> bytes uint8 [rows, ceil(count * bits / 8)], least significant first.
 
@@ -23,7 +23,7 @@ def pack_lsb(codes, bits):  # type: ignore[no-untyped-def]
     per_byte = 8 // bits
     packed = np.zeros((rows, -(-count // per_byte)), np.uint8)
     whole = count // per_byte
-    for row in numba.prange(rows):
+    for row in range(rows):
         # one loop a width: with constant shifts each vectorizes
         if bits == 8:
             for x in range(whole):
@@ -40,18 +40,18 @@ def pack_lsb(codes, bits):  # type: ignore[no-untyped-def]
     return packed
 
 
-@numba.njit(parallel=True, cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True)
 def unpack_lsb(packed, bits, count):  # type: ignore[no-untyped-def]
     """Bytes uint8 [rows, ceil(count * bits / 8)] -> codes uint8 [rows, count]."""
     per_byte = 8 // bits
     codes = np.empty((packed.shape[0], count), np.uint8)
-    for row in numba.prange(packed.shape[0]):
+    for row in range(packed.shape[0]):
         for i in range(count):
             codes[row, i] = (packed[row, i // per_byte] >> np.uint8(bits * (i % per_byte))) & ((1 << bits) - 1)
     return codes
 
 
-@numba.njit(parallel=True, cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True)
 def pack_nib77(codes):  # type: ignore[no-untyped-def]
     """Three-bit codes uint8 [rows, K], K a multiple of 8 -> planes uint8 [rows, 3, K / 8].
 
@@ -63,7 +63,7 @@ def pack_nib77(codes):  # type: ignore[no-untyped-def]
     rows, k = codes.shape
     eighth = k // 8
     planes = np.empty((rows, 3, eighth), np.uint8)
-    for row in numba.prange(rows):
+    for row in range(rows):
         for t in range(eighth):
             last = codes[row, 2 * (3 * eighth + t)] | codes[row, 2 * (3 * eighth + t) + 1] << 4
             for j in range(3):
@@ -73,12 +73,12 @@ def pack_nib77(codes):  # type: ignore[no-untyped-def]
     return planes
 
 
-@numba.njit(parallel=True, cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True)
 def unpack_nib77(planes):  # type: ignore[no-untyped-def]
     """Planes uint8 [rows, 3, K / 8] -> three-bit codes uint8 [rows, K]."""
     rows, _, eighth = planes.shape
     codes = np.empty((rows, 8 * eighth), np.uint8)
-    for row in numba.prange(rows):
+    for row in range(rows):
         for t in range(eighth):
             last = 0
             for j in range(3):

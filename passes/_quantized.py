@@ -16,6 +16,7 @@ import onnx
 from onnx import TensorProto
 
 from passes._blocks import BlockFormat
+from passes._cores import in_order
 from passes._pack import pack_codes, pack_lsb
 from passes._weights import Weight, as_bits
 from passes.base import PassError
@@ -70,30 +71,33 @@ class QuantizedWeight:
         return {name: Part(self, name, *spec) for name, spec in self.shapes.items()}
 
     def chunks(self) -> Iterator[Chunk]:
-        """Quantize from the first row to the last, a few megabytes of the source at a time.
+        """Quantize from the first row to the last, a few megabytes of the source at a time, on every core.
 
         Raises:
             PassError: a weight is NaN or infinite, or too large for the scale dtype.
         """
-        for start, rows in self.source.chunks():
-            bits, shift = as_bits(rows)
-            if not all_finite(bits, np.uint32(shift)):
-                wide = rows.astype(np.float32)
-                row, column = np.argwhere(~np.isfinite(wide))[0]
-                raise PassError(
-                    f"{self.name}: weight [{start + row}, {column}] is {wide[row, column]}. Only finite weights "
-                    "can be quantized; the checkpoint is damaged or its training diverged."
-                )
-            blocks = self.method.quantize(rows, self.form)
-            if np.abs(blocks.scales).max(initial=0) > self.form.largest_scale:
-                raise PassError(
-                    f"{self.name}: weights in rows {start} to {start + len(rows)} need scales beyond "
-                    f"{self.form.scale_dtype}; set scale_dtype: fp32."
-                )
-            error = squared_error(bits, np.uint32(shift), blocks.codes, blocks.scales, blocks.zero_points)
-            zeros = None if self.form.symmetric else pack_lsb(blocks.zero_points, self.form.zero_point_bits)
-            scales = blocks.scales.astype(np.float16) if self.form.scale_dtype == "fp16" else blocks.scales
-            yield Chunk(pack_codes(blocks.codes, self.form.bits), scales, zeros, error)
+        return in_order(self._quantize, self.source.chunks())
+
+    def _quantize(self, piece: tuple[int, np.ndarray]) -> Chunk:
+        start, rows = piece
+        bits, shift = as_bits(rows)
+        if not all_finite(bits, np.uint32(shift)):
+            wide = rows.astype(np.float32)
+            row, column = np.argwhere(~np.isfinite(wide))[0]
+            raise PassError(
+                f"{self.name}: weight [{start + row}, {column}] is {wide[row, column]}. Only finite weights "
+                "can be quantized; the checkpoint is damaged or its training diverged."
+            )
+        blocks = self.method.quantize(rows, self.form)
+        if np.abs(blocks.scales).max(initial=0) > self.form.largest_scale:
+            raise PassError(
+                f"{self.name}: weights in rows {start} to {start + len(rows)} need scales beyond "
+                f"{self.form.scale_dtype}; set scale_dtype: fp32."
+            )
+        error = squared_error(bits, np.uint32(shift), blocks.codes, blocks.scales, blocks.zero_points)
+        zeros = None if self.form.symmetric else pack_lsb(blocks.zero_points, self.form.zero_point_bits)
+        scales = blocks.scales.astype(np.float16) if self.form.scale_dtype == "fp16" else blocks.scales
+        return Chunk(pack_codes(blocks.codes, self.form.bits), scales, zeros, error)
 
 
 class Part(Weight):
@@ -114,24 +118,24 @@ class Part(Weight):
         return self.load()[start:stop]
 
 
-@numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
+@numba.njit(cache=True, nogil=True, error_model="numpy")
 def all_finite(bits, shift):  # type: ignore[no-untyped-def]
     """Whether no float32 of `bits << shift`, [rows, K], is NaN or infinite (all exponent bits set)."""
     exponent = np.uint32(0x7F800000)
     bad = 0
-    for row in numba.prange(bits.shape[0]):
+    for row in range(bits.shape[0]):
         for i in range(bits.shape[1]):
             bad += ((np.uint32(bits[row, i]) << shift) & exponent) == exponent
     return bad == 0
 
 
-@numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
+@numba.njit(cache=True, nogil=True, error_model="numpy")
 def squared_error(bits, shift, codes, scales, zeros):  # type: ignore[no-untyped-def]
-    """Sum of (dequantized - weight)^2, differences in float32, added up in float64 in one order whatever the threads."""
+    """Sum of (dequantized - weight)^2, differences in float32, added up in float64."""
     rows, k = bits.shape
     size = codes.shape[1] // scales.shape[1]
     sums = np.zeros((rows, 32), np.float64)
-    for row in numba.prange(rows):
+    for row in range(rows):
         wide = np.empty(k, np.uint32)
         miss = wide.view(np.float32)
         source, total = bits[row], sums[row]

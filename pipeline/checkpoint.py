@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import struct
 from dataclasses import dataclass
 from functools import cached_property
@@ -47,15 +46,6 @@ class CheckpointWeight(Weight):
         if data.size != count * dtype.itemsize:
             raise CheckpointError(f"{self.file}: ends inside '{self.name}'; it changed while being read.")
         return data.view(dtype).reshape(stop - start, *self.shape[1:])
-
-    def prefetch(self) -> None:
-        """Ask the system to read the tensor while something else is done."""
-        if hasattr(os, "posix_fadvise"):
-            handle = os.open(self.file, os.O_RDONLY)
-            try:
-                os.posix_fadvise(handle, self.offset, self.nbytes, os.POSIX_FADV_WILLNEED)
-            finally:
-                os.close(handle)
 
     @property
     def tensor(self) -> onnx.TensorProto:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from passes._cores import in_order
 from passes._quantized import QuantizedWeight
+from passes._weights import Weight
 from pipeline.checkpoint import Checkpoint
 from pipeline.errors import PipelineError
 from pipeline.recipe import Recipe
@@ -28,19 +31,24 @@ def write_manifest(
     steps: list[Record],
     quality: dict[str, Any],
     mnn: dict[str, Any],
-    model_digest: str,
+    model: dict[str, Any],
     weights: dict[QuantizedWeight, Entry],
+    source_of: Callable[[Weight], str],
 ) -> dict[str, Any]:
-    """Write manifest.json beside the results in `work` and return what it says."""
+    """Write manifest.json beside the results in `work` and return what it says.
+
+    SHA-256 by SHA-256 it leads from the tensors of each shard (`model`, `source_of` a weight) to codes to files.
+    """
     stored = sum(part.nbytes for weight in weights for part in weight.parts.values())
     count = sum(weight.source.shape[0] * weight.source.shape[1] for weight in weights)
-    files = {str(p.relative_to(work)): sha256(p) for p in sorted(work.rglob("*")) if p.is_file()}
+    paths = sorted(p for p in work.rglob("*") if p.is_file())
+    files = dict(zip((str(p.relative_to(work)) for p in paths), in_order(sha256, paths), strict=True))
     manifest = {
         "recipe": recipe.name,
-        "model": {"source": checkpoint.source, "revision": checkpoint.revision, "digest": model_digest},
+        "model": {"source": checkpoint.source, "revision": checkpoint.revision, **model},
         "versions": versions(PACKAGES),
         "steps": [asdict(record) for record in steps],
-        "weights": {weight.name: _weight(weight, entry) for weight, entry in weights.items()},
+        "weights": {weight.name: _weight(weight, source_of(weight.source), entry) for weight, entry in weights.items()},
         "size": {
             "onnx_bytes": _bytes(work / "onnx"), "mnn_bytes": _bytes(work / "mnn"), "bits_per_weight": 8 * stored / count,
         },
@@ -70,12 +78,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _weight(weight: QuantizedWeight, entry: Entry) -> dict[str, Any]:
+def _weight(weight: QuantizedWeight, source: str, entry: Entry) -> dict[str, Any]:
     form = weight.form
     return {
         "shape": list(weight.source.shape), "bits": form.bits, "block_size": form.block_size, "symmetric": form.symmetric,
         "method": weight.method_name, "mse": entry.facts["mse"],
-        "bits_per_weight": form.bits_per_weight(weight.source.shape[1]), "codes_sha256": entry.files["codes"],
+        "bits_per_weight": form.bits_per_weight(weight.source.shape[1]), "source_sha256": source,
+        "codes_sha256": entry.files["codes"],
     }  # fmt: skip
 
 

@@ -1,46 +1,65 @@
-"""A graph with lazy weights -> model.onnx and model.onnx.data, each byte written once, in streams."""
+"""A graph with lazy weights -> model.onnx, and model.onnx.data beside it, which is filled as weights come."""
 
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable
+import os
+from collections.abc import Hashable, Iterable
 from pathlib import Path
-from typing import BinaryIO
 
-import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from passes._quantized import Part, QuantizedWeight
+from passes._quantized import QuantizedWeight
 from passes._weights import Weight
-from pipeline.checkpoint import CheckpointWeight
-from pipeline.errors import PipelineError
-from pipeline.store import Entry
 
 MODEL, DATA = "model.onnx", "model.onnx.data"
 PAGE = 4096
 
 
-def write_model(graph: gs.Graph, folder: Path, entry_of: Callable[[QuantizedWeight], Entry], metadata: dict[str, str]) -> None:
-    """Write `graph` to `folder` as model.onnx with all its weights in model.onnx.data.
+class DataFile:
+    """model.onnx.data in the making: appended from one thread, each content once.
 
-    Weights of equal content (a tied table quantized for both its users) are stored once. `metadata` goes
-    into the model's metadata_props.
+    Attributes:
+        places: offset and length of what was appended, by the content it was appended as.
     """
-    weights = {
-        tensor.name: tensor._values
-        for tensor in graph.tensors().values()
-        if isinstance(tensor, gs.Constant) and isinstance(tensor._values, Weight)
-    }
-    places: dict[str, tuple[int, int]] = {}
-    written: dict[object, tuple[int, int]] = {}
-    with (folder / DATA).open("wb") as stream:
-        for name in sorted(weights):
-            content = _content(weights[name], entry_of)
-            if content not in written:
-                written[content] = _append(stream, name, weights[name], entry_of)
-            places[name] = written[content]
+
+    def __init__(self, path: Path) -> None:
+        self._stream = path.open("xb", buffering=0)
+        self.places: dict[Hashable, tuple[int, int]] = {}
+
+    def append(self, content: Hashable, size: int, pieces: Iterable[memoryview]) -> None:
+        """Append `size` bytes, large contents at a page of their own; what is there already is not read again."""
+        if content in self.places:
+            return
+        align = PAGE if size >= 256 * PAGE else 64
+        self._stream.write(b"\0" * (-self._stream.tell() % align))
+        offset = self._stream.tell()
+        for piece in pieces:
+            while piece:  # an unbuffered write may take a part
+                piece = piece[self._stream.write(piece) :]
+        if self._stream.tell() - offset != size:
+            raise RuntimeError(f"wrote {self._stream.tell() - offset} bytes for a weight of {size}")
+        self.places[content] = offset, size
+
+    def close(self) -> None:
+        """Wait until everything is on the disk."""
+        os.fsync(self._stream.fileno())
+        self._stream.close()
+
+
+def external_weights(graph: gs.Graph) -> dict[str, Weight]:
+    """The weights of a graph that go into the data file, by tensor name, in the order they lie there."""
+    constants = (tensor for tensor in graph.tensors().values() if isinstance(tensor, gs.Constant))
+    found = {tensor.name: tensor._values for tensor in constants if isinstance(tensor._values, Weight)}
+    return dict(sorted(found.items()))
+
+
+def write_graph(graph: gs.Graph, file: Path, places: dict[str, tuple[int, int]], metadata: dict[str, str]) -> None:
+    """Write `graph` to `file`, its weights at `places` (offset, length) of the data file beside it.
+
+    `metadata` goes into the model's metadata_props.
+    """
     model = gs.export_onnx(graph)
     model.producer_name = "lowbit"
     model.opset_import.sort(key=lambda one: one.domain)  # graphsurgeon's order is that of a set of strings
@@ -52,35 +71,8 @@ def write_model(graph: gs.Graph, folder: Path, entry_of: Callable[[QuantizedWeig
             del tensor.external_data[:]
             for key, place in (("location", DATA), ("offset", offset), ("length", length)):
                 tensor.external_data.add(key=key, value=str(place))
-    (folder / MODEL).write_bytes(model.SerializeToString())
-    onnx.checker.check_model(str(folder / MODEL))
-
-
-def _content(weight: Weight, entry_of: Callable[[QuantizedWeight], Entry]) -> object:
-    if isinstance(weight, Part):
-        return entry_of(weight.of).folder, weight.part
-    if isinstance(weight, CheckpointWeight):
-        return weight.file, weight.offset
-    return id(weight)
-
-
-def _append(stream: BinaryIO, name: str, weight: Weight, entry_of: Callable[[QuantizedWeight], Entry]) -> tuple[int, int]:
-    """Append a weight, large ones at a page of their own; returns (offset, length)."""
-    align = PAGE if weight.nbytes >= 256 * PAGE else 64
-    stream.write(b"\0" * (-stream.tell() % align))
-    offset = stream.tell()
-    if isinstance(weight, Part):
-        with entry_of(weight.of).file(weight.part).open("rb") as source:
-            shutil.copyfileobj(source, stream, 8 << 20)
-    else:
-        for start, rows in weight.chunks():
-            if not np.isfinite(rows.astype(np.float32)).all():
-                raise PipelineError(f"'{name}': a weight from row {start} on is NaN or infinite; the checkpoint is damaged.")
-            stream.write(rows.reshape(-1).view(np.uint8).data)
-    length = stream.tell() - offset
-    if length != weight.nbytes:
-        raise RuntimeError(f"wrote {length} bytes for a weight of {weight.nbytes}")
-    return offset, length
+    file.write_bytes(model.SerializeToString())
+    onnx.checker.check_model(str(file))
 
 
 def quantization_metadata(weights: list[QuantizedWeight]) -> dict[str, str]:

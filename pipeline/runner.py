@@ -26,13 +26,13 @@ from pipeline.errors import PipelineError, ValidationFailed
 from pipeline.hub import resolve
 from pipeline.isolate import isolated
 from pipeline.manifest import MANIFEST, write_manifest
-from pipeline.onnx_file import MODEL, quantization_metadata, write_model
+from pipeline.onnx_file import DATA, MODEL, DataFile, external_weights, quantization_metadata, write_graph
 from pipeline.plan import Plan, plan_of
 from pipeline.recipe import Recipe, Step
 from pipeline.report import megabytes, show_result
 from pipeline.steps import Record, Steps
 from pipeline.store import Entry, Store, digest, source_digest, versions, writing
-from pipeline.weights import SourceDigests, quantize_all
+from pipeline.weights import SourceDigests, stream_weights
 
 EXPORT_LIBRARIES = ("torch", "transformers", "optimum", "optimum-onnx", "onnx")
 RUNTIME_LIBRARIES = ("onnxruntime", "onnx", "tokenizers")
@@ -49,17 +49,24 @@ class Run:
     store: Store
     steps: Steps
     sources: SourceDigests
-    entries: dict[int, Entry] = field(default_factory=dict)
-    weights: list[QuantizedWeight] = field(default_factory=list)
+    entries: dict[QuantizedWeight, Entry] = field(default_factory=dict)
     quality: dict[str, Any] = field(default_factory=dict)
     mnn: dict[str, Any] = field(default_factory=dict)
 
-    def entry_of(self, weight: QuantizedWeight) -> Entry:
-        return self.entries[id(weight)]
+    def made(self) -> dict[str, str]:
+        """Keys of the quantized weights, by name."""
+        return {weight.name: entry.folder.name for weight, entry in self.entries.items()}
+
+    def shards(self) -> dict[str, dict[str, str]]:
+        """SHA-256 of every tensor of the checkpoint, by file (in the Hub's cache, its own SHA-256) and name."""
+        found: dict[str, dict[str, str]] = {}
+        for name, weight in sorted(self.checkpoint.weights.items()):
+            found.setdefault(weight.file.name, {})[name] = self.sources.of(weight)
+        return found
 
     def model_digest(self) -> str:
-        """SHA-256 over the configuration and every tensor of the checkpoint."""
-        tensors = {name: self.sources.of(weight) for name, weight in self.checkpoint.weights.items()}
+        """SHA-256 over the configuration and every tensor of the checkpoint, wherever it lies."""
+        tensors = {name: sha for shard in self.shards().values() for name, sha in shard.items()}
         return digest(self.checkpoint.config, tensors)
 
 
@@ -91,7 +98,7 @@ def run_recipe(recipe: Recipe, build: Path, model: Path | None, console: Console
             (work / "recipe.yaml").write_text(recipe.text, "utf-8")
             manifest = write_manifest(
                 work, recipe, run.checkpoint, steps=run.steps.records, quality=run.quality, mnn=run.mnn,
-                model_digest=run.model_digest(), weights={w: run.entry_of(w) for w in run.weights},
+                model={"digest": run.model_digest(), "shards": run.shards()}, weights=run.entries, source_of=run.sources.of,
             )  # fmt: skip
             _publish(work, target)
     show_result(console, manifest, target)
@@ -146,38 +153,31 @@ def _check_disk(plan: Plan, build: Path) -> None:
 
 
 def _apply(run: Run, graph: gs.Graph, step: Step) -> None:
-    """Apply one pass, then quantize the weights it asks for, each recalled if it was made before."""
-    with run.steps.step(step.name, step.options.model_dump(mode="json")) as (record, report):
+    """Apply one pass: the weights it asks for stay lazy, so that each is quantized once, for the finished graph."""
+    with run.steps.step(step.name, step.options.model_dump(mode="json")) as (record, _):
         outcome = step.apply(graph)
         record.rewritten, record.skipped = list(outcome.rewritten), dict(outcome.skipped)
         record.notes = list(outcome.notes)
-        new = [w for node in graph.nodes if (w := quantized_weight(node)) is not None and id(w) not in run.entries]
-        record.cached = _quantize(run, new, report)
-        previous = run.steps.records[-1].key
-        record.key = digest(previous, step.name, record.options, source_digest(type(step.options).__module__))
-
-
-def _quantize(run: Run, weights: list[QuantizedWeight], report: Any) -> bool:
-    """Quantize weights one at a time; returns whether all were there already."""
-    total = sum(w.source.nbytes for w in weights)
-    done, all_cached, start = 0, bool(weights), time.monotonic()
-    made = []
-    for weight, entry, cached in quantize_all(weights, run.sources, run.store):
-        made.append((weight, entry))
-        all_cached &= cached
-        done += weight.source.nbytes
-        report(done / total, f"{done / 1e6 / max(time.monotonic() - start, 1e-3):,.0f} MB/s")
-    for weight, entry in made:
-        run.entries[id(weight)] = entry.result()
-        run.weights.append(weight)
-    return all_cached
+        record.key = digest(run.steps.records[-1].key, step.name, record.options, source_digest(type(step.options).__module__))
 
 
 def _write_onnx(run: Run, graph: gs.Graph, folder: Path) -> None:
-    with run.steps.step("write onnx", {}) as (record, _):
-        record.key = digest(run.steps.records[-1].key, source_digest("pipeline.onnx_file"))
+    """Quantize, or recall, the weights of the finished graph straight into its files."""
+    with run.steps.step("write onnx", {}) as (record, report):
         folder.mkdir()
-        write_model(graph, folder, run.entry_of, quantization_metadata(run.weights))
+        start = time.monotonic()
+
+        def progress(done: int, total: int) -> None:
+            report(done / total, f"{done / 1e6 / max(time.monotonic() - start, 1e-3):,.0f} MB/s")
+
+        data = DataFile(folder / DATA)
+        streamed = stream_weights(external_weights(graph), run.sources, run.store, data, progress)
+        data.close()
+        run.entries = streamed.entries
+        write_graph(graph, folder / MODEL, streamed.places, quantization_metadata(list(run.entries)))
+        record.key = digest(run.steps.records[-1].key, run.made(), source_digest("pipeline.weights"))
+        record.cached = streamed.recalled == len(run.entries)
+        record.notes.append(f"{len(run.entries) - streamed.recalled} weights quantized, {streamed.recalled} recalled")
         for name in SIDE_FILES:
             if (source := run.checkpoint.folder / name).exists():
                 shutil.copyfile(source, folder / name)
@@ -187,9 +187,8 @@ def _validate(run: Run, graph_file: Path, folder: Path, windows: np.ndarray) -> 
     options = run.recipe.validate
     assert options is not None
     with run.steps.step("validate", options.model_dump(mode="json")) as (record, report):
-        made = {w.name: run.entry_of(w).folder.name for w in run.weights}
         record.key = digest(
-            "validate", run.model_digest(), made, run.steps.records[-1].key, windows.tolist(),
+            "validate", run.model_digest(), run.made(), run.steps.records[-1].key, windows.tolist(),
             source_digest("pipeline.validate"), versions(RUNTIME_LIBRARIES),
         )  # fmt: skip
 
@@ -240,7 +239,7 @@ def _compare(run: Run, record: Record, model_file: Path, folder: Path, windows: 
         return {"skipped": reason}
     record.key = digest(
         run.steps.records[-2].key, windows.tolist(), source_digest("pipeline.convert.mnn_compare"),
-        versions(("MNN", *RUNTIME_LIBRARIES)), {w.name: run.entry_of(w).folder.name for w in run.weights},
+        versions(("MNN", *RUNTIME_LIBRARIES)), run.made(),
     )  # fmt: skip
     return _recall(run, record, lambda: mnn_compare.compare_runtimes(model_file, folder, windows, scratch))
 

@@ -29,7 +29,7 @@ class Quality:
     worst_window_kl: float
 
 
-@numba.njit(parallel=True, cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True)
 def score_tokens(reference, candidate, targets):  # type: ignore[no-untyped-def]
     """Per token: negative log-likelihoods, KL divergence, and whether the first choices agree.
 
@@ -42,7 +42,7 @@ def score_tokens(reference, candidate, targets):  # type: ignore[no-untyped-def]
     """
     tokens, vocabulary = reference.shape
     scores = np.empty((tokens, 4), np.float64)
-    for t in numba.prange(tokens):
+    for t in range(tokens):
         best, best_candidate = 0, 0
         for v in range(vocabulary):
             if reference[t, v] > reference[t, best]:

@@ -42,9 +42,8 @@ class Entry:
 
 @dataclass(frozen=True)
 class Draft:
-    """A result that is written but not yet an entry."""
+    """A result that is written but has no key yet."""
 
-    key: str
     folder: Path
     facts: dict[str, Any]
 
@@ -77,33 +76,33 @@ class Store:
 
     def sweep(self) -> None:
         """Remove what killed runs left half-written; that of running ones stays."""
-        for folder in self.root.glob("*/.tmp-*"):
+        for folder in self.root.glob(".tmp-*"):
             if not psutil.pid_exists(int(folder.name.split("-")[1])):
                 shutil.rmtree(folder, ignore_errors=True)
 
     def put(self, key: str, write: Callable[[Path], dict[str, Any]]) -> Entry:
         """Make the entry of `key`: `write` fills a folder and returns the facts."""
-        return self.finish(self.begin(key, write))
+        return self.finish(key, self.begin(write))
 
-    def begin(self, key: str, write: Callable[[Path], dict[str, Any]]) -> Draft:
+    def begin(self, write: Callable[[Path], dict[str, Any]]) -> Draft:
         """The first half of `put`: the files are there, under a temporary name."""
         with writing(self.root):
-            parent = self.root / key[:2]
-            parent.mkdir(parents=True, exist_ok=True)
-            work = Path(tempfile.mkdtemp(prefix=f".tmp-{os.getpid()}-", dir=parent))
+            self.root.mkdir(parents=True, exist_ok=True)
+            work = Path(tempfile.mkdtemp(prefix=f".tmp-{os.getpid()}-", dir=self.root))
             with _removed_on_failure(work):
-                return Draft(key, work, write(work))
+                return Draft(work, write(work))
 
-    def finish(self, draft: Draft) -> Entry:
+    def finish(self, key: str, draft: Draft) -> Entry:
         """The second half of `put`: hashed, synced and renamed. Another thread may do it."""
-        work, target = draft.folder, draft.folder.parent / draft.key
+        work, target = draft.folder, self.root / key[:2] / key
         with writing(self.root), _removed_on_failure(work):
             files = {p.name: sha256(p) for p in sorted(work.iterdir())}
-            record = {"key": draft.key, "facts": draft.facts, "files": files}
+            record = {"key": key, "facts": draft.facts, "files": files}
             (work / "entry.json").write_text(json.dumps(record, indent=1, sort_keys=True), "utf-8")
             for path in [*work.iterdir(), work]:
                 sync(path)
-            if target.exists():  # another run was faster; equal by construction
+            target.parent.mkdir(exist_ok=True)
+            if target.exists():  # made before, or by another run that was faster; equal by construction
                 shutil.rmtree(work)
             else:
                 work.rename(target)

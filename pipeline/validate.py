@@ -12,6 +12,7 @@ import onnx_graphsurgeon as gs
 import psutil
 from tokenizers import Tokenizer
 
+from passes._cores import in_order
 from passes._match import matmul_weight, producer
 from pipeline.checkpoint import Checkpoint
 from pipeline.errors import CheckpointError, PipelineError
@@ -24,6 +25,8 @@ from pipeline.sessions import decoder_feeds, load_model, weight_folder
 LOGIT_BYTES = 64 << 20
 """Logits of this many bytes at once: long batches, since two bits dequantize anew on every call."""
 
+SCORED_TOKENS = 64
+"""Tokens that one core scores at a time."""
 Progress = Callable[[float], None]
 
 
@@ -128,8 +131,10 @@ def candidate_logits(file: Path, level: int | None, batches: list[np.ndarray], p
 def score_batch(expected: np.ndarray, found: np.ndarray, ids: np.ndarray) -> np.ndarray:
     """`score_tokens` of logits [batch, tokens, vocabulary] that predict ids [batch, tokens]: [batch, tokens - 1, 4]."""
     flat = [np.ascontiguousarray(one[:, :-1]).reshape(-1, one.shape[-1]) for one in (expected, found)]
-    scores: np.ndarray = score_tokens(*flat, ids[:, 1:].reshape(-1))
-    return scores.reshape(len(ids), -1, 4)
+    targets = ids[:, 1:].reshape(-1)
+    pieces = [slice(start, start + SCORED_TOKENS) for start in range(0, len(targets), SCORED_TOKENS)]
+    scores = in_order(lambda piece: score_tokens(flat[0][piece], flat[1][piece], targets[piece]), pieces)
+    return np.concatenate(list(scores)).reshape(len(ids), -1, 4)
 
 
 def _batches(windows: np.ndarray, checkpoint: Checkpoint) -> list[np.ndarray]:

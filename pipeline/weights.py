@@ -1,4 +1,4 @@
-"""Quantized weights through the store: each is computed once, one at a time, and recalled ever after."""
+"""Weights on their way from the checkpoint to the data file: one at a time, quantized once and recalled ever after."""
 
 from __future__ import annotations
 
@@ -6,31 +6,34 @@ import hashlib
 import json
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from passes._quantized import QuantizedWeight
-from passes._weights import TransposedWeight, Weight
+import numpy as np
+import psutil
+
+from passes._quantized import Part, QuantizedWeight
+from passes._weights import ROW_CHUNK_BYTES, TransposedWeight, Weight
 from pipeline.checkpoint import CheckpointWeight, stat_signature
-from pipeline.store import Entry, Store, digest, source_digest, versions
+from pipeline.errors import PipelineError
+from pipeline.onnx_file import DataFile
+from pipeline.page_cache import forget, will_need
+from pipeline.store import Draft, Entry, Store, digest, source_digest, versions
 
 LIBRARIES = ("numba", "numpy")
 UNFINISHED = 16
 """Written weights that may wait to be synced: they are on the disk's way already and take no memory here."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class SourceDigests:
     """SHA-256 of checkpoint tensors, remembered by file signature so that each is read for it once."""
 
     store: Store
-
-    def __post_init__(self) -> None:
-        self._lock = threading.Lock()
 
     def of(self, weight: Weight) -> str:
         """SHA-256 of the bytes of a weight, with its shape and dtype."""
@@ -38,12 +41,10 @@ class SourceDigests:
             return digest("transposed", self.of(weight.source))
         if (known := self.known(weight)) is not None:
             return known
-        found = hashlib.sha256(json.dumps([weight.shape, weight.onnx_dtype]).encode())
-        for _, rows in weight.chunks():
-            found.update(rows.tobytes())
-        if isinstance(weight, CheckpointWeight):
-            self._remember(weight, found.hexdigest())
-        return found.hexdigest()
+        hashed = HashedWeight(weight)
+        for _ in hashed.chunks():
+            pass
+        return self.remember(hashed)
 
     def known(self, weight: Weight) -> str | None:
         """The digest if it is known without reading the weight."""
@@ -58,12 +59,34 @@ class SourceDigests:
         place = digest(str(weight.file), stat_signature(weight.file), weight.offset, weight.shape, weight.onnx_dtype)
         return self.store.root / "sources" / place[:2] / place
 
-    def _remember(self, weight: CheckpointWeight, found: str) -> None:
-        path = self._path(weight)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{threading.get_ident()}.tmp")
-        temporary.write_text(found, "ascii")
-        temporary.rename(path)
+    def remember(self, read: HashedWeight) -> str:
+        """The digest of a weight that was read to its end, kept if it is the checkpoint's."""
+        found = read.sha.hexdigest()
+        if isinstance(read.source, CheckpointWeight):
+            path = self._path(read.source)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_suffix(f".{threading.get_ident()}.tmp")
+            temporary.write_text(found, "ascii")
+            temporary.rename(path)
+        return found
+
+
+class HashedWeight(Weight):
+    """A weight that is hashed while it is read for any purpose; `sha` is complete when `chunks` has ended."""
+
+    def __init__(self, source: Weight) -> None:
+        super().__init__(source.shape, source.onnx_dtype)
+        self.source = source
+        self.sha = hashlib.sha256(json.dumps([source.shape, source.onnx_dtype]).encode())
+
+    def chunks(self) -> Iterator[tuple[int, np.ndarray]]:
+        """The chunks of the source; another thread hashes while the next one is read."""
+        with ThreadPoolExecutor(1) as hasher:
+            before: Future[None] = hasher.submit(self.sha.update, b"")
+            for start, rows in self.source.chunks():
+                before.result()
+                before = hasher.submit(self.sha.update, np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data)
+                yield start, rows
 
 
 def weight_key(weight: QuantizedWeight, source: str) -> str:
@@ -80,34 +103,104 @@ def weight_key(weight: QuantizedWeight, source: str) -> str:
     )
 
 
-def quantize_all(
-    weights: list[QuantizedWeight], sources: SourceDigests, store: Store
-) -> Iterator[tuple[QuantizedWeight, Future[Entry], bool]]:
-    """Each weight with its entry, made or recalled, and whether it was there already.
+@dataclass
+class Streamed:
+    """What became of the weights of a graph.
 
-    While one is quantized, the next is read and hashed and the one before is hashed, synced and renamed: the disk and
-    both cores work, and two weights at most are in memory. Files of an entry: `codes`, `scales`, `zero_points`,
-    raw little-endian bytes. Facts: `mse` over all weights.
+    Attributes:
+        places: offset and length in the data file, by tensor name.
+        entries: of each quantized weight, in the order of the file.
+        recalled: how many of them were there already.
     """
-    with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(1) as behind:
-        digests = [ahead.submit(sources.of, weight.source) for weight in weights[:1]]
-        unfinished: deque[Future[Entry]] = deque()
-        for number, weight in enumerate(weights):
-            digests += [ahead.submit(sources.of, following.source) for following in weights[number + 1 : number + 2]]
-            for following in weights[number + 2 : number + 4]:
-                if isinstance(following.source, CheckpointWeight):
-                    following.source.prefetch()
-            key = weight_key(weight, digests[number].result())
-            found = store.get(key)
-            future: Future[Entry] = Future()
-            if found is None:
-                future = behind.submit(store.finish, store.begin(key, partial(_write, weight)))
+
+    places: dict[str, tuple[int, int]]
+    entries: dict[QuantizedWeight, Entry]
+    recalled: int
+
+
+def stream_weights(
+    weights: dict[str, Weight], sources: SourceDigests, store: Store, data: DataFile, progress: Callable[[int, int], None]
+) -> Streamed:
+    """Fill `data` with `weights`, one at a time, quantized ones made or recalled; `progress` gets bytes read and to be read.
+
+    While rows are quantized, the next ones are read and hashed, the weights after them come from the disk, and the weight
+    before is hashed, synced, renamed and appended: the disk and the cores work, and a few megabytes are in memory.
+    Files of an entry: `codes`, `scales`, `zero_points`, raw little-endian bytes. Facts: `mse` over all weights.
+    """
+    jobs = list({weight.of if isinstance(weight, Part) else weight: name for name, weight in weights.items()}.items())
+    entries: dict[QuantizedWeight, Entry] = {}
+    sizes = [job.source.nbytes if isinstance(job, QuantizedWeight) else job.nbytes for job, _ in jobs]
+    recalled = 0
+    unfinished: deque[Future[None]] = deque()
+
+    # what will not stay in the page cache until it is read again only drives out what would
+    forgetful = 2 * sum(sizes) > psutil.virtual_memory().available
+
+    def keep(weight: QuantizedWeight, made: Entry | tuple[str, Draft]) -> None:
+        entry = entries[weight] = made if isinstance(made, Entry) else store.finish(*made)
+        for name, part in weight.parts.items():
+            data.append((entry.folder, name), part.nbytes, _pieces(entry.file(name)))
+            if forgetful:
+                forget(entry.file(name))
+
+    with ThreadPoolExecutor(1) as behind:
+        for number, (job, name) in enumerate(jobs):
+            for following, _ in jobs[number + 1 : number + 3]:
+                _advise(will_need, following)
+            if isinstance(job, QuantizedWeight):
+                made = _make(job, sources, store)
+                recalled += isinstance(made, Entry)
+                unfinished.append(behind.submit(keep, job, made))
             else:
-                future.set_result(found)
-            unfinished.append(future)
+                unfinished.append(behind.submit(_copy, name, job, sources, data))
+            if forgetful and number:
+                _advise(forget, jobs[number - 1][0])
             if len(unfinished) > UNFINISHED:
                 unfinished.popleft().result()
-            yield weight, future, found is not None
+            progress(sum(sizes[: number + 1]), sum(sizes))
+        for future in unfinished:
+            future.result()
+    contents = {name: (entries[w.of].folder, w.part) if isinstance(w, Part) else w for name, w in weights.items()}
+    return Streamed({name: data.places[content] for name, content in contents.items()}, entries, recalled)
+
+
+def _advise(hint: Callable[[Path, int, int], None], job: Weight | QuantizedWeight) -> None:
+    source = job.source if isinstance(job, QuantizedWeight) else job
+    if isinstance(source, CheckpointWeight):
+        hint(source.file, source.offset, source.nbytes)
+
+
+def _make(weight: QuantizedWeight, sources: SourceDigests, store: Store) -> Entry | tuple[str, Draft]:
+    """The entry of a weight, or the draft of a new one with its key.
+
+    A source that was never read before is read once: quantized and hashed together, its key known afterwards.
+    """
+    if sources.known(weight.source) is None and isinstance(weight.source, CheckpointWeight):
+        hashed = HashedWeight(weight.source)
+        draft = store.begin(partial(_write, replace(weight, source=hashed)))
+        return weight_key(weight, sources.remember(hashed)), draft
+    key = weight_key(weight, sources.of(weight.source))
+    return store.get(key) or (key, store.begin(partial(_write, weight)))
+
+
+def _copy(name: str, weight: Weight, sources: SourceDigests, data: DataFile) -> None:
+    """Append a weight that stays as it is."""
+    hashed = HashedWeight(weight)
+
+    def finite() -> Iterator[memoryview]:
+        for start, rows in hashed.chunks():
+            if not np.isfinite(rows.astype(np.float32)).all():
+                raise PipelineError(f"'{name}': a weight from row {start} on is NaN or infinite; the checkpoint is damaged.")
+            yield np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data
+
+    data.append(weight, weight.nbytes, finite())
+    sources.remember(hashed)
+
+
+def _pieces(file: Path) -> Iterator[memoryview]:
+    with file.open("rb", buffering=0) as stream:
+        while piece := stream.read(ROW_CHUNK_BYTES):
+            yield memoryview(piece)
 
 
 def _write(weight: QuantizedWeight, folder: Path) -> dict[str, Any]:

@@ -31,11 +31,11 @@ class Hqq(Method):
         return run_kernel(_kernel, rows, form, self.p, self.beta, self.kappa, self.iterations)
 
 
-@numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
+@numba.njit(cache=True, nogil=True, error_model="numpy")
 def _kernel(  # type: ignore[no-untyped-def]
     bits, shift, size, top, symmetric, table, smallest, p, beta0, kappa, iterations, codes, scales, zeros
 ):
-    for group in numba.prange(-(-bits.shape[0] // LANES)):
+    for group in range(-(-bits.shape[0] // LANES)):
         tile_bits = np.empty((size, LANES), np.uint32)
         tile = tile_bits.view(np.float32)
         steps = np.empty((size, LANES), np.uint8)

@@ -67,9 +67,9 @@ def _refit(tile, filled, scale, lowest, highest, refitted, square, inverse):  # 
         refitted[lane] = fitted if fitted != 0 else scale[lane]
 
 
-@numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
+@numba.njit(cache=True, nogil=True, error_model="numpy")
 def _kernel(bits, shift, size, top, symmetric, table, smallest, codes, scales, zeros):  # type: ignore[no-untyped-def]
-    for group in numba.prange(-(-bits.shape[0] // LANES)):
+    for group in range(-(-bits.shape[0] // LANES)):
         tile_bits = np.empty((size, LANES), np.uint32)
         tile = tile_bits.view(np.float32)
         steps = np.empty((size, LANES), np.uint8)

@@ -18,6 +18,7 @@ import numba
 import numpy as np
 
 from passes._blocks import ScaleDtype
+from passes._cores import in_order
 from passes._pack import unpack_codes, unpack_lsb
 from pipeline.errors import ConvertError
 from pipeline.onnx_weights import StoredLayer
@@ -91,10 +92,13 @@ class MnnLayer:
 
     def write_codes(self, stream: BinaryIO) -> None:
         """Append the codes as one stream of bits."""
-        for start, stop in self.layer.row_ranges():
-            packed = self.layer.codes.rows(start, stop)
-            codes = unpack_codes(packed, self.layer.bits, self.layer.padded_k)
-            stream.write(pack_msb(codes.reshape(-1), self.layer.bits).data)
+
+        def repacked(rows: tuple[int, int]) -> memoryview:
+            codes = unpack_codes(self.layer.codes.rows(*rows), self.layer.bits, self.layer.padded_k)
+            return pack_msb(codes.reshape(-1), self.layer.bits).data
+
+        for piece in in_order(repacked, self.layer.row_ranges()):
+            stream.write(piece)
 
     def write_alpha(self, stream: BinaryIO) -> None:
         """Append the offsets and scales."""
@@ -120,7 +124,7 @@ class MnnLayer:
         return np.ascontiguousarray(alpha)
 
 
-@numba.njit(parallel=True, cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True)
 def pack_msb(codes, bits):  # type: ignore[no-untyped-def]
     """Codes uint8 [count] -> bytes uint8 [ceil(count * bits / 8)], one stream, most significant bit first.
 
@@ -128,7 +132,7 @@ def pack_msb(codes, bits):  # type: ignore[no-untyped-def]
     """
     count = codes.size
     packed = np.zeros(-(-count * bits // 8), np.uint8)
-    for group in numba.prange(-(-count // 8)):
+    for group in range(-(-count // 8)):
         word = np.uint64(0)
         for i in range(8):
             at = group * 8 + i

@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from passes._cores import in_order
 from pipeline.convert.mnn_converter import read_json
 from pipeline.convert.mnn_folder import MODEL, WEIGHTS
 from pipeline.errors import ConvertError
@@ -88,13 +89,17 @@ def _prove_layer(layer: StoredLayer, main: dict[str, Any], bias: np.ndarray | No
 def _prove_codes(layer: StoredLayer, file: Path, first: int) -> None:
     """Compare the layer's codes with the bit stream that begins at byte `first` of `file`."""
     bits, k = layer.bits, layer.padded_k
-    for start, stop in layer.row_ranges():
+
+    def compare(rows: tuple[int, int]) -> int:
+        start, stop = rows
         stream = np.fromfile(file, np.uint8, -(-(stop - start) * k * bits // 8), offset=first + start * k * bits // 8)
-        packed = layer.codes.rows(start, stop).reshape(stop - start, -1)
-        wrong = compare_codes(packed, stream, bits, k)
+        wrong = int(compare_codes(layer.codes.rows(start, stop).reshape(stop - start, -1), stream, bits, k))
+        return wrong if wrong < 0 else start * k + wrong
+
+    for wrong in in_order(compare, layer.row_ranges()):
         if wrong >= 0:
             raise ConvertError(
-                f"{layer.name}: the code of weight [{start + wrong // k}, {wrong % k}] differs between "
+                f"{layer.name}: the code of weight [{wrong // k}, {wrong % k}] differs between "
                 f"{layer.codes.file.name} and {file.name}."
             )
 
@@ -184,7 +189,7 @@ def _planar(packed, i, k):  # type: ignore[no-untyped-def]
     return code
 
 
-@numba.njit(parallel=True, cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True)
 def compare_codes(packed, stream, bits, k):  # type: ignore[no-untyped-def]
     """Index in row-major order of the first code that differs, or -1.
 
@@ -196,7 +201,7 @@ def compare_codes(packed, stream, bits, k):  # type: ignore[no-untyped-def]
     rows = packed.shape[0]
     mask = (1 << bits) - 1
     first = np.full(rows, -1, np.int64)
-    for row in numba.prange(rows):
+    for row in range(rows):
         for group in range(k // 8):
             start = (row * k // 8 + group) * bits
             word = np.uint64(0)

@@ -117,13 +117,13 @@ def test_a_second_run_recalls_and_one_change_runs_what_depends_on_it(tmp_path: P
     before = manifest(first)
     made = {p.parent.name: p.stat().st_mtime_ns for p in (tmp_path / "build" / ".store").rglob("codes")}
     again = manifest(run_recipe(recipe(tmp_path, *steps, convert=""), tmp_path / "build", None, QUIET))
-    assert [s["name"] for s in again["steps"] if s["cached"]] == ["export", "quantize_matmul", "quantize_matmul"]
+    assert [s["name"] for s in again["steps"] if s["cached"]] == ["export", "write onnx"]
     assert again["files"] == before["files"]
     changed = (steps[0], steps[1].replace("bits: 4", "bits: 2"), steps[2])
     after = manifest(run_recipe(recipe(tmp_path, *changed, convert=""), tmp_path / "build", None, QUIET))
     new = {p.parent.name for p in (tmp_path / "build" / ".store").rglob("codes")} - set(made)
     assert len(new) == 6, "six down_proj, and nothing else"
-    assert [s["cached"] for s in after["steps"] if s["name"] == "quantize_matmul"] == [False, True]
+    assert next(s["notes"] for s in after["steps"] if s["name"] == "write onnx") == ["6 weights quantized, 37 recalled"]
     same = [n for n, w in after["weights"].items() if w["codes_sha256"] == before["weights"][n]["codes_sha256"]]
     assert len(same) == 43 - 6
     assert {
@@ -133,6 +133,9 @@ def test_a_second_run_recalls_and_one_change_runs_what_depends_on_it(tmp_path: P
 
 def test_the_manifest_has_everything(build: Path) -> None:
     found = manifest(build / "demo-q3")
+    tensors = {name: sha for shard in found["model"]["shards"].values() for name, sha in shard.items()}
+    assert all(w["source_sha256"] in tensors.values() for w in found["weights"].values())
+    assert tensors.keys() == open_checkpoint(ROOT / "tests" / "models" / "qwen2-pydocs", "").weights.keys()
     assert set(found) == {"recipe", "model", "versions", "steps", "weights", "size", "quality", "mnn", "files"}
     assert set(found["steps"][0]) >= {"name", "options", "key", "cached", "seconds", "peak_rss_bytes", "rewritten", "skipped"}
     weight = found["weights"]["lm_head"]
