@@ -46,12 +46,14 @@ class Plan:
     Attributes:
         float_bytes: weights that stay as they are (norms, biases, a float embedding), in both models.
         source_bytes: what would be read.
+        hidden_size: of the model.
     """
 
     recipe: Recipe
     weights: tuple[Planned, ...]
     float_bytes: int
     source_bytes: int
+    hidden_size: int
 
     @property
     def onnx_bytes(self) -> int:
@@ -63,9 +65,12 @@ class Plan:
 
     @property
     def disk_bytes(self) -> int:
-        """What the build folder's disk must have free: codes not made yet, and both results."""
+        """What the build folder's disk must have free: codes not made yet, the reference's states, and both results."""
         codes = sum(one.onnx_bytes for one in self.weights if not one.cached)
-        return codes + self.onnx_bytes + (self.mnn_bytes if self.recipe.convert else 0)
+        states = (
+            4 * self.hidden_size * self.recipe.validate.windows * self.recipe.validate.window if self.recipe.validate else 0
+        )
+        return codes + states + self.onnx_bytes + (self.mnn_bytes if self.recipe.convert else 0)
 
     @property
     def memory_bytes(self) -> int:
@@ -129,7 +134,8 @@ def plan_of(recipe: Recipe, checkpoint: Checkpoint, graph: gs.Graph, build: Path
         if isinstance(t, gs.Constant) and isinstance(t._values, Weight) and not isinstance(t._values, Part)
     }
     small = sum(w.nbytes for w in checkpoint.weights.values() if len(w.shape) < 2)
-    return Plan(recipe, weights, sum(kept.values()) + small, sum(w.nbytes for w in checkpoint.weights.values()))
+    source = sum(w.nbytes for w in checkpoint.weights.values())
+    return Plan(recipe, weights, sum(kept.values()) + small, source, int(checkpoint.config.get("hidden_size", 0)))
 
 
 def sketch(checkpoint: Checkpoint) -> gs.Graph:
@@ -200,7 +206,7 @@ def plan_tables(plan: Plan) -> list[Table]:
     if recipe.convert is not None:
         totals.add_row("MNN model", megabytes(plan.mnn_bytes))
     steps = ["export", *(step.name for step in recipe.passes), "write onnx"]
-    steps += ["validate"] if recipe.validate else []
+    steps += ["reference", "validate"] if recipe.validate else []
     steps += ["convert", "prove", "compare runtimes"] if recipe.convert else []
     totals.add_row("disk needed", megabytes(plan.disk_bytes))
     totals.add_row("memory needed", f"about {megabytes(plan.memory_bytes)}")

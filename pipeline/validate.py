@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from tokenizers import Tokenizer
 
 from passes._cores import in_order
 from passes._match import matmul_weight, producer
+from passes._weights import Weight
 from pipeline.checkpoint import Checkpoint
 from pipeline.errors import CheckpointError, PipelineError
 from pipeline.export import load_graph
@@ -75,11 +77,62 @@ def validation_text(options: Validate, folder: Path) -> str:
         raise PipelineError(f"validate: {path}: cannot be read as UTF-8 text: {error}") from error
 
 
-def compare(graph: Path, checkpoint: Checkpoint, candidate: Path, windows: np.ndarray, progress: Progress) -> dict[str, Any]:
+def write_reference(graph_file: Path, checkpoint: Checkpoint, windows: np.ndarray, file: Path, progress: Progress) -> None:
+    """Run the float model block by block in onnxruntime; writes what its last product multiplies, the final hidden states.
+
+    They are the float model's part of every later validation on the same text, a thousandth of its logits in size.
+
+    Args:
+        graph_file: the exported float graph.
+        file: gets float32 [windows, tokens, hidden] in numpy's .npy format.
+    """
+    graph = load_graph(graph_file, checkpoint)
+    hidden = _last_product(graph)[0]
+    batches = _batches(windows, checkpoint)
+    found = Segments(graph, weight_folder(graph), hidden.name).run([decoder_feeds(graph, ids) for ids in batches], progress)
+    first = next(found)
+    states = np.lib.format.open_memmap(file, "w+", np.float32, (*windows.shape, first.shape[-1]))
+    start = 0
+    for batch in itertools.chain([first], found):
+        states[start : start + len(batch)] = batch
+        start += len(batch)
+    states.flush()
+
+
+def reference_logits(graph_file: Path, checkpoint: Checkpoint, file: Path, sizes: Iterable[int]) -> Iterator[np.ndarray]:
+    """Logits of the float model, float32 [batch, tokens, vocabulary], from the `file` of `write_reference`.
+
+    The product goes by rows of the output table: widened whole, that would be the largest thing in memory.
+    """
+    table = _last_product(load_graph(graph_file, checkpoint))[1]
+    states = np.load(file, mmap_mode="r")
+    start = 0
+    for size in sizes:
+        hidden = states[start : start + size]
+        logits = np.empty((*hidden.shape[:2], table.shape[0]), np.float32)
+        for row, rows in table.chunks():
+            logits[..., row : row + len(rows)] = hidden @ rows.astype(np.float32).T
+        start += size
+        yield logits
+
+
+def _last_product(graph: gs.Graph) -> tuple[gs.Tensor, Weight]:
+    """The final hidden states and the output table [vocabulary, hidden] of an exported decoder."""
+    head = producer(next(t for t in graph.outputs if t.name == "logits"))
+    operand = matmul_weight(head) if head is not None and head.op == "MatMul" else None
+    if head is None or operand is None:
+        raise PipelineError("the logits of the exported graph are not one product with a weight.")
+    return head.inputs[0], operand.weight
+
+
+def compare(
+    graph_file: Path, checkpoint: Checkpoint, reference: Path, candidate: Path, windows: np.ndarray, progress: Progress
+) -> dict[str, Any]:
     """Both models on `windows`, block by block; the candidate in exact arithmetic and, where it differs, in its own.
 
     Args:
-        graph: the exported float graph.
+        graph_file: the exported float graph.
+        reference: what `write_reference` wrote for the same windows.
         candidate: the quantized model.onnx.
 
     Returns:
@@ -87,39 +140,19 @@ def compare(graph: Path, checkpoint: Checkpoint, candidate: Path, windows: np.nd
     """
     levels = sorted(_levels(candidate) | {0})
     batches = _batches(windows, checkpoint)
-    runs = [reference_logits(graph, checkpoint, batches, lambda done: progress(done / (1 + len(levels))))]
+    runs = []
     for number, level in enumerate((0, None)[: len(levels)]):
-        share = lambda done, number=number: progress((1 + number + done) / (1 + len(levels)))  # noqa: E731
+        share = lambda done, number=number: progress((number + done) / len(levels))  # noqa: E731
         runs.append(candidate_logits(candidate, level, batches, share))
-    scores: list[list[np.ndarray]] = [[] for _ in runs[1:]]
-    for ids, expected, *found in zip(batches, *runs, strict=True):
+    scores: list[list[np.ndarray]] = [[] for _ in runs]
+    expected = reference_logits(graph_file, checkpoint, reference, map(len, batches))
+    for ids, known, *found in zip(batches, expected, *runs, strict=True):
         for kept, logits in zip(scores, found, strict=True):
-            kept.append(score_batch(expected, logits, ids))
+            kept.append(score_batch(known, logits, ids))
     result: dict[str, Any] = asdict(summarize(np.concatenate(scores[0])))
     if len(levels) > 1:
         result["as_run"] = {"accuracy_levels": levels[1:], **asdict(summarize(np.concatenate(scores[1])))}
     return result
-
-
-def reference_logits(
-    graph_file: Path, checkpoint: Checkpoint, batches: list[np.ndarray], progress: Progress
-) -> Iterator[np.ndarray]:
-    """Logits of the float model, float32 [batch, tokens, vocabulary], for each batch of ids.
-
-    The blocks run in onnxruntime; the last product, with the output table, by rows of that table: widened whole it
-    would be the largest thing in memory.
-    """
-    graph = load_graph(graph_file, checkpoint)
-    head = producer(next(t for t in graph.outputs if t.name == "logits"))
-    operand = matmul_weight(head) if head is not None and head.op == "MatMul" else None
-    if head is None or operand is None:
-        raise PipelineError("the logits of the exported graph are not one product with a weight.")
-    segments = Segments(graph, weight_folder(graph), head.inputs[0].name)
-    for hidden in segments.run([decoder_feeds(graph, ids) for ids in batches], progress):
-        logits = np.empty((*hidden.shape[:2], operand.weight.shape[0]), np.float32)
-        for start, rows in operand.weight.chunks():
-            logits[..., start : start + len(rows)] = hidden @ rows.astype(np.float32).T
-        yield logits
 
 
 def candidate_logits(file: Path, level: int | None, batches: list[np.ndarray], progress: Progress) -> Iterator[np.ndarray]:
