@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from passes._cores import in_order
 from passes._match import matmul_weight, producer
 from passes._weights import Weight
+from passes.fuse_transpose import FuseTranspose
 from pipeline.checkpoint import Checkpoint
 from pipeline.errors import CheckpointError, PipelineError
 from pipeline.export import load_graph
@@ -88,6 +89,7 @@ def write_reference(graph_file: Path, checkpoint: Checkpoint, windows: np.ndarra
     """
     graph = load_graph(graph_file, checkpoint)
     hidden = _last_product(graph)[0]
+    FuseTranspose().apply(graph)
     batches = _batches(windows, checkpoint)
     found = Segments(graph, weight_folder(graph), hidden.name).run([decoder_feeds(graph, ids) for ids in batches], progress)
     first = next(found)

@@ -10,6 +10,7 @@ import pytest
 from passes._registry import find_pass
 from passes._weights import ArrayWeight
 from passes.base import PassError
+from passes.fuse_transpose import FuseTranspose
 from passes.narrow_embedding import NarrowEmbedding
 from passes.quantize_embedding import QuantizeEmbedding
 from passes.quantize_matmul import QuantizeMatmul
@@ -121,3 +122,25 @@ def test_a_dotted_name_loads_a_plug_in() -> None:
         find_pass("no.such")
     with pytest.raises(KeyError, match="must define one pass, it defines 0"):
         find_pass("passes._names")
+
+
+TURNED = "g (float[m, 24] x) => (float[m, 40] y) {{ wt = Transpose <perm = [{perm}]> (w) y = MatMul (x, wt) }}"
+
+
+def test_fuse_transpose_gives_the_same_bits() -> None:
+    x = random(5, 24)
+    g = graph(TURNED.format(perm="1, 0"), w=random(40, 24, seed=1))
+    before = run(g, x=x)[0]
+    assert FuseTranspose().apply(g).rewritten == (g.nodes[0].name,)
+    assert ops(g) == ["FusedMatMul"]
+    np.testing.assert_array_equal(run(g, x=x)[0], before)
+
+
+def test_fuse_transpose_leaves_what_is_not_the_transpose_of_a_constant() -> None:
+    computed = graph(
+        "g (float[m, 24] x, float[40, 24] w) => (float[m, 40] y) { wt = Transpose <perm = [1, 0]> (w) y = MatMul (x, wt) }"
+    )
+    assert FuseTranspose().apply(computed).rewritten == ()
+    straight = graph(TURNED.format(perm="0, 1"), w=random(24, 40))
+    assert FuseTranspose().apply(straight).rewritten == ()
+    assert ops(straight) == ["Transpose", "MatMul"]
