@@ -93,6 +93,23 @@ def unpack_nib77(planes):  # type: ignore[no-untyped-def]
     return codes
 
 
+@numba.njit(cache=True, nogil=True)
+def expand_nib77(planes):  # type: ignore[no-untyped-def]
+    """Planes uint8 [rows, 3, K / 8] -> the nibble container [rows, K / 2] of MatMulNBits(bits=4), see `pack_nib77`."""
+    rows, _, eighth = planes.shape
+    nibbles = np.empty((rows, 4 * eighth), np.uint8)
+    for row in range(rows):
+        first, second, third = planes[row, 0], planes[row, 1], planes[row, 2]
+        for j in range(3):
+            quarter, plane = nibbles[row, j * eighth : (j + 1) * eighth], planes[row, j]
+            for t in range(eighth):
+                quarter[t] = plane[t] & 0x77
+        last = nibbles[row, 3 * eighth :]
+        for t in range(eighth):
+            last[t] = (first[t] >> 3) & 0x11 | (second[t] >> 2) & 0x22 | (third[t] >> 1) & 0x44
+    return nibbles
+
+
 def pack_codes(codes: np.ndarray, bits: int) -> np.ndarray:
     """Codes uint8 [rows, K] (K padded to whole blocks) -> uint8 [rows, bytes], or [rows, 3, K / 8] at 3 bits."""
     return np.asarray(pack_nib77(codes) if bits == 3 else pack_lsb(codes, bits))

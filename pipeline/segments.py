@@ -14,8 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import onnx_graphsurgeon as gs
+import onnxruntime
 
 from pipeline.sessions import open_session
+from pipeline.three_bits import expand_three_bits
 
 LAYER = re.compile(r"layers\.(\d+)[./]")
 """A decoder layer in the name of a node or a weight."""
@@ -54,7 +56,10 @@ class Segments:
             made = {tensor.name for node in piece for tensor in node.outputs}
             later = {name for rest in self.pieces[number + 1 :] for name in _reads(rest)}
             outputs = [self.output] if last else sorted(made & later)
-            session = open_session(self._model(piece, inputs, outputs, carried[0]), self.folder, arena=False)
+            model = self._model(piece, inputs, outputs, carried[0])
+            codes = expand_three_bits(model, self.folder)
+            injected = {name: onnxruntime.OrtValue.ortvalue_from_numpy(value) for name, value in codes.items()}
+            session = open_session(model, self.folder, arena=False, injected=injected)
             readers.subtract(inputs)
             for done, state in enumerate(carried):
                 results = session.run(outputs, {name: state[name] for name in inputs})
@@ -65,7 +70,7 @@ class Segments:
                 state.update(zip(outputs, results, strict=True))
                 for name in [name for name in state if readers[name] <= 0]:
                     del state[name]
-            del session
+            del session, injected, codes
             _return_memory()
 
     def _model(self, piece: list[gs.Node], inputs: list[str], outputs: list[str], state: Feeds):  # type: ignore[no-untyped-def]

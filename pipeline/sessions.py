@@ -16,16 +16,21 @@ from pipeline.checkpoint import CheckpointWeight
 from pipeline.errors import PipelineError
 
 
-def open_session(model: onnx.ModelProto, folder: Path, arena: bool = True) -> onnxruntime.InferenceSession:
+def open_session(
+    model: onnx.ModelProto, folder: Path, arena: bool = True, injected: dict[str, onnxruntime.OrtValue] | None = None
+) -> onnxruntime.InferenceSession:
     """A CPU session of `model`, whose external data lies in `folder` (a real one: links are refused).
 
-    Without its memory arena a session gives back what it freed: for many sessions one after the other.
+    Without its memory arena a session gives back what it freed: for many sessions one after the other. `injected` are
+    initializers from memory; they must live as long as the session.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = os.cpu_count() or 1
     options.log_severity_level = 3
     options.enable_cpu_mem_arena = arena
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.resolve()))
+    for name, value in (injected or {}).items():
+        options.add_initializer(name, value)
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from passes._pack import pack_codes, pack_lsb, pack_nib77, unpack_codes, unpack_lsb, unpack_nib77
+from passes._pack import expand_nib77, pack_codes, pack_lsb, pack_nib77, unpack_codes, unpack_lsb, unpack_nib77
 from tests import reference
 
 
@@ -40,4 +40,5 @@ def test_nib77_planes_hold_the_nibble_container(k: int) -> None:
     last = ((planes >> np.array([[[3], [2], [1]]])) & np.array([[[0x11], [0x22], [0x44]]])).sum(1)
     np.testing.assert_array_equal(last, nibbles[:, 3])
     np.testing.assert_array_equal(unpack_nib77(planes), codes)
+    np.testing.assert_array_equal(expand_nib77(planes), reference.pack_lsb(codes, 4))
     np.testing.assert_array_equal(unpack_codes(planes, 3, k), codes)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
 
-from passes.narrow_embedding import NarrowEmbedding
-from passes.quantize_matmul import QuantizeMatmul
 from pipeline.segments import Segments
-from pipeline.sessions import decoder_feeds, open_reference, weight_folder
+from pipeline.sessions import decoder_feeds, load_model, open_model, open_reference, weight_folder
 from tests.conftest import Exported
-from tests.graphs import run
 
 
 @pytest.mark.parametrize(("kind", "options"), [("qwen2", {}), ("qwen3", {}), ("llama", {"tie_word_embeddings": True})])
@@ -46,14 +46,11 @@ def test_an_inner_tensor_can_be_asked_for(exported: Exported) -> None:
     assert hidden.shape == (1, 5, 64)
 
 
-def test_model_local_functions_travel_with_their_segment(exported: Exported) -> None:
-    _, graph = exported("qwen2")
-    NarrowEmbedding().apply(graph)
-    QuantizeMatmul(bits=3, block_size=32).apply(graph)
-    for tensor in graph.tensors().values():
-        if isinstance(tensor, gs.Constant) and hasattr(tensor._values, "load"):
-            tensor._values = tensor._values.load()
-    feeds = decoder_feeds(graph, np.ones((1, 5), np.int64))
-    found = next(Segments(graph, weight_folder(exported("qwen2")[1]), "logits").run([feeds], lambda done: None))
-    names = [t.name for t in graph.outputs]
-    np.testing.assert_array_equal(found, run(graph, **feeds)[names.index("logits")])
+def test_three_bits_expanded_here_give_the_bits_of_onnxruntimes_own_unpacking(results: Callable[..., Path]) -> None:
+    file = results("narrow_embedding", "quantize_matmul: {bits: 3, block_size: 32}") / "onnx" / "model.onnx"
+    graph = gs.import_onnx(load_model(file))
+    assert {node.op for node in graph.nodes if node.domain} == {"MatMul3Bits"}
+    feeds = decoder_feeds(graph, np.arange(1, 7)[None])
+    found = next(Segments(graph, file.parent, "logits").run([feeds], lambda done: None))
+    np.testing.assert_array_equal(found, open_model(file).run(["logits"], feeds)[0])
+    assert {node.op for node in graph.nodes if node.domain} == {"MatMul3Bits"}, "the graph itself is not changed"
