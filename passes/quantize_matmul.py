@@ -69,7 +69,6 @@ class QuantizeMatmul(Pass):
         weight = QuantizedWeight(name, operand.weight, form, self.method)
         x, y = node.inputs[0], node.outputs[0]
         node.outputs.clear()
-        graph.nodes.remove(node)
         node.inputs.clear()
         add_matmul(graph, weight, x, y, self.accuracy_level)
 

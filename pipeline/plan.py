@@ -207,7 +207,7 @@ def plan_tables(plan: Plan) -> list[Table]:
         totals.add_row("MNN model", megabytes(plan.mnn_bytes))
     steps = ["export", *(step.name for step in recipe.passes), "write onnx"]
     steps += ["reference", "validate"] if recipe.validate else []
-    steps += ["convert", "prove", "compare runtimes"] if recipe.convert else []
+    steps += ["lower", "convert", "prove", "compare runtimes"] if recipe.convert else []
     totals.add_row("disk needed", megabytes(plan.disk_bytes))
     totals.add_row("memory needed", f"about {megabytes(plan.memory_bytes)}")
     totals.add_row("steps", ", ".join(steps))

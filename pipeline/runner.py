@@ -36,6 +36,8 @@ from pipeline.weights import SourceDigests, stream_weights
 
 EXPORT_LIBRARIES = ("torch", "transformers", "optimum", "optimum-onnx", "onnx")
 RUNTIME_LIBRARIES = ("onnxruntime", "onnx", "tokenizers")
+PROBE = 64
+"""Tokens that the lowered graph is compared with the quantized one on."""
 MNN_WINDOWS = 4
 """Windows of the validation text that both runtimes are compared on."""
 
@@ -224,12 +226,15 @@ def _convert(run: Run, graph: gs.Graph, work: Path, windows: np.ndarray) -> None
     folder.mkdir()
     scratch.mkdir()
     before = run.steps.records[-1].key
+    with run.steps.step("lower", {}) as (record, _):
+        record.key = digest(before, source_digest("pipeline.convert.mnn_folder"))
+        lowered = mnn_folder.lower(graph, model_file, options, windows[0][:PROBE])
+        record.notes.append(f"logits within {lowered.error:.1e} of the quantized graph's")
     with run.steps.step("convert", options.model_dump(mode="json")) as (record, report):
-        record.key = digest(before, record.options, source_digest("pipeline.convert.mnn_folder"), versions(("MNN",)))
-        handed = mnn_folder.hand_off(
-            graph, model_file, run.checkpoint, options, folder, scratch, windows[0][:64], lambda done: report(done, "")
+        record.key = digest(run.steps.records[-1].key, record.options, versions(("MNN",)))
+        record.notes += mnn_folder.hand_off(
+            lowered, model_file, run.checkpoint, options, folder, scratch, lambda done: report(done, "")
         )
-        record.notes += handed.notes
     with run.steps.step("prove", {}) as (record, _):
         proven = proof.prove(model_file, folder, scratch)
         record.notes.append(f"{proven.weights_checked:,} codes of {proven.layers} layers are equal, with their scales")
@@ -238,7 +243,7 @@ def _convert(run: Run, graph: gs.Graph, work: Path, windows: np.ndarray) -> None
     high = figures.get("memory_high", {})
     run.mnn = {
         "bit_exact": True, "weights_checked": proven.weights_checked, "scale_dtype": options.scale_dtype,
-        "lowering_relative_error": handed.lowering_error, "max_relative_error": high.get("relative_error"),
+        "lowering_relative_error": lowered.error, "max_relative_error": high.get("relative_error"),
     }  # fmt: skip
     run.quality["mnn"] = figures
     shutil.rmtree(scratch)

@@ -36,37 +36,45 @@ LOWERING_TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True)
-class Handed:
-    """What the hand-off did: relative error of the lowered graph, and remarks of the passes."""
+class Lowered:
+    """A graph as MNN wants it, and how far its logits are from those of the quantized graph (relative error)."""
 
-    lowering_error: float
-    notes: tuple[str, ...]
+    graph: gs.Graph
+    embedding: Embedding
+    error: float
+
+
+def lower(graph: gs.Graph, model_file: Path, options: Convert, probe: np.ndarray) -> Lowered:
+    """Lower `graph`, which `model_file` was written from, in place, and run it beside that in onnxruntime.
+
+    Args:
+        probe: token ids int64 [tokens] to compare the two on.
+
+    Raises:
+        PassError: the graph is not one that can be lowered.
+        ConvertError: the lowered graph computes something else.
+    """
+    embedding = find_embedding(graph, read_layers(model_file), options.scale_dtype)
+    for lowering in (LowerNorm(), LowerAttention(), LowerInterface()):
+        lowering.apply(graph)
+    return Lowered(graph, embedding, _check_lowered(graph, model_file, embedding, probe))
 
 
 def hand_off(
-    graph: gs.Graph,
+    lowered: Lowered,
     model_file: Path,
     checkpoint: Checkpoint,
     options: Convert,
     folder: Path,
     scratch: Path,
-    probe: np.ndarray,
     progress: Callable[[float], None],
-) -> Handed:
-    """Fill `folder` for MNN's LLM runtime; `graph`, which `model_file` was written from, is lowered in place.
-
-    Args:
-        probe: token ids int64 [tokens] to compare the lowered graph with the quantized one on.
+) -> tuple[str, ...]:
+    """Fill `folder` for MNN's LLM runtime; returns remarks.
 
     Raises:
-        PassError: the graph is not one that can be lowered.
-        ConvertError: the lowered graph computes something else, or MNN refuses it.
+        ConvertError: MNN refuses the graph, or a scale does not fit the dtype.
     """
-    stored = read_layers(model_file)
-    embedding = find_embedding(graph, stored, options.scale_dtype)
-    for lowering in (LowerNorm(), LowerAttention(), LowerInterface()):
-        lowering.apply(graph)
-    error = _check_lowered(graph, model_file, embedding, probe)
+    graph, embedding, stored = lowered.graph, lowered.embedding, read_layers(model_file)
     linears = find_linears(graph)
     placed = lay_out([(stored[name], _bias(one.bias)) for name, one in linears.items()], options.scale_dtype)
     scales = {node.attrs["scale"] for node in graph.nodes if node.op == "Attention"}
@@ -80,7 +88,7 @@ def hand_off(
     embedding.write(folder)
     (folder / "tokenizer.mtok").write_bytes(tokenizer_bytes(checkpoint))
     _write_configs(checkpoint, embedding, scales, head_dims, _layers(graph), folder)
-    return Handed(error, outcome.notes)
+    return outcome.notes
 
 
 def rehearse(graph: gs.Graph, checkpoint: Checkpoint) -> None:
