@@ -19,6 +19,7 @@ from pipeline.convert.mnn_weights import MnnLayer
 from pipeline.export import check_config, widened
 from pipeline.hub import resolve
 from pipeline.onnx_weights import Region, StoredLayer
+from pipeline.pace import expected_seconds
 from pipeline.recipe import Recipe
 from pipeline.report import megabytes
 from pipeline.segments import LAYER
@@ -84,6 +85,12 @@ class Plan:
             return BASE_MEMORY + 3 * block
         vocabulary = max(one.weight.source.shape[0] for one in self.weights)
         return BASE_MEMORY + 10 * block + 12 * self.recipe.validate.window * vocabulary
+
+    @property
+    def seconds(self) -> float:
+        """About how long the run takes, on the machine that pipeline/pace.py was measured on."""
+        weights = [(one.weight.method_name, math.prod(one.weight.source.shape), one.cached) for one in self.weights]
+        return expected_seconds(self.recipe, weights)
 
     def _largest_block(self) -> int:
         sizes: Counter[str] = Counter()
@@ -210,5 +217,10 @@ def plan_tables(plan: Plan) -> list[Table]:
     steps += ["lower", "convert", "prove", "compare runtimes"] if recipe.convert else []
     totals.add_row("disk needed", megabytes(plan.disk_bytes))
     totals.add_row("memory needed", f"about {megabytes(plan.memory_bytes)}")
+    totals.add_row("time expected", f"about {_duration(plan.seconds)} on 2 cores and a disk of 500 MB/s")
     totals.add_row("steps", ", ".join(steps))
     return [layers, totals]
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

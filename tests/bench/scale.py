@@ -1,4 +1,4 @@
-"""Memory and time on a checkpoint of true size: `python -m tests.bench.scale [--shape 7b]`, in one run with its peers.
+"""Memory, time, disk and faults on a checkpoint of true size: `python -m tests.bench.scale [--shape 7b]`, with peers.
 
 Memory is the sum over the process and its children of anonymous and shared resident pages (RssAnon + RssShmem of
 /proc/PID/status), sampled every 20 ms: all that the system cannot take back. The source is dropped from the page cache
@@ -14,19 +14,25 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 import onnx
 import psutil
 from onnx import TensorProto, helper, numpy_helper
+from rich.console import Console
+from rich.table import Table
 
 from passes._blocks import BlockFormat
 from passes._quantized import QuantizedWeight
 from passes._registry import find_method
 from passes._weights import ArrayWeight
+from pipeline.plan import make_plan
+from pipeline.recipe import load_recipe
 from tests.scale.checkpoint import SHAPES, write_checkpoint
 
 RECIPE = """\
@@ -34,74 +40,176 @@ model: {model}
 passes:
   - remove_identities
   - narrow_embedding
-  - quantize_matmul: {{bits: 4, block_size: {block}, include: [lm_head]}}
-  - quantize_matmul: {{bits: {bits}, block_size: {block}, method: rtn}}
+  - quantize_matmul: {{bits: 4, block_size: {block}, include: [lm_head]}}{special}
+  - quantize_matmul: {{bits: {bits}, block_size: {block}, method: {method}}}
 {validate}
 convert: {{}}
 """
 CHUNK = 8 << 20
+Row = tuple[str, str, str]
+
+
+@dataclass(frozen=True)
+class Road:
+    """One run of `lowbit run`, and what it took.
+
+    Attributes:
+        peak_memory, peak_disk: bytes; the disk is what the build folder gained at most.
+    """
+
+    seconds: float
+    peak_memory: int
+    peak_disk: int
+    manifest: dict[str, Any]
+
+    def step(self, name: str) -> float:
+        """Seconds of a step."""
+        return float(sum(step["seconds"] for step in self.manifest["steps"] if step["name"] == name))
+
+    @property
+    def size(self) -> int:
+        """Bytes of both results."""
+        return int(self.manifest["size"]["onnx_bytes"] + self.manifest["size"]["mnn_bytes"])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--shape", choices=sorted(SHAPES), default="0.5b")
     parser.add_argument("--folder", type=Path, default=Path("build/scale"))
-    parser.add_argument("--bits", default="4,3")
-    parser.add_argument("--windows", type=int, default=0, help="validation windows of 512 tokens; 0 for none")
+    parser.add_argument("--windows", type=int, default=1, help="validation windows of 512 tokens")
     options = parser.parse_args()
-    model = options.folder / options.shape
+    model = (options.folder / options.shape).resolve()
     write_checkpoint(model, options.shape)
     shards = sorted(model.glob("*.safetensors"))
-    source = sum(p.stat().st_size for p in shards)
-    print(f"{options.shape}: {source / 1e9:.2f} GB of bf16\n")
-    reading = cold_read(shards)
-    print(f"disk, cold read           {source / reading / 1e6:8.0f} MB/s")
-    for bits in map(int, options.bits.split(",")):
-        road(options.folder, model.resolve(), bits, options.windows, shards, reading)
-    peers()
+    bench = Bench(options.folder, model, shards)
+    table = Table("", "what", "figure", title=f"{options.shape}, {bench.source / 1e9:.2f} GB of bf16", title_justify="left")
+    for rows in (bench.roads(), bench.one_change(), bench.validation(options.windows), bench.faults(), kernels()):
+        for row in rows:
+            print(*row, sep="  |  ", flush=True)
+            table.add_row(*row)
+    Console(width=130).print(table)
 
 
-def road(folder: Path, model: Path, bits: int, windows: int, shards: list[Path], reading: float) -> None:
-    """One whole run, its memory sampled."""
-    recipe, build = folder / f"q{bits}.yaml", folder / "build"
-    shutil.rmtree(build, ignore_errors=True)
-    validate = f"validate: {{windows: {windows}}}" if windows else ""
-    recipe.write_text(RECIPE.format(model=model, bits=bits, block=128 if bits == 4 else 64, validate=validate), "utf-8")
-    drop(shards)
-    start = time.monotonic()
-    process = subprocess.Popen([sys.executable, "-m", "pipeline", "run", str(recipe), "--build", str(build)])
-    peak = sample(process.pid)
-    if process.wait():
-        raise SystemExit("the run failed")
-    whole = time.monotonic() - start
-    manifest = json.loads((build / f"q{bits}" / "manifest.json").read_text("utf-8"))
-    seconds = {}
-    for step in manifest["steps"]:
-        seconds[step["name"]] = seconds.get(step["name"], 0.0) + step["seconds"]
-    result = (build / f"q{bits}" / "onnx" / "model.onnx.data").stat().st_size
-    writing = cold_write(folder / "written", result)
-    ours = seconds["quantize_matmul"] + seconds["write onnx"]
-    mnn = manifest["size"]["mnn_bytes"]
-    print(f"\nq{bits}: {result / 1e9:.2f} GB of ONNX data, {mnn / 1e9:.2f} GB for MNN, {whole:.0f} s in all")
-    print(f"peak memory, all processes {peak / 1e9:7.2f} GB")
-    print(f"disk, write and fsync     {result / writing / 1e6:8.0f} MB/s")
-    print(f"quantize and write        {ours:8.1f} s = {ours / (reading + writing):.2f} x reading and writing once")
-    print(f"hand-off and proof        {seconds['convert']:8.1f} s and {seconds['prove']:.1f} s")
-    if windows:
-        print(f"validation                {seconds['validate']:8.1f} s for {windows} windows of 512 tokens")
+class Bench:
+    """The runs on one checkpoint; each method gives rows (point of the list in README, what, figure)."""
+
+    def __init__(self, folder: Path, model: Path, shards: list[Path]) -> None:
+        self.folder, self.model, self.shards = folder, model, shards
+        self.source = sum(p.stat().st_size for p in shards)
+        self.build = folder / "build"
+        shutil.rmtree(self.build, ignore_errors=True)
+
+    def recipe(self, name: str, bits: int, block: int, method: str = "rtn", down: int | None = None, windows: int = 0) -> Path:
+        """A recipe in the bench's folder."""
+        special = f"\n  - quantize_matmul: {{bits: {down}, block_size: {block}, include: ['*.down_proj']}}" if down else ""
+        path = self.folder / f"{name}.yaml"
+        path.write_text(
+            RECIPE.format(
+                model=self.model, bits=bits, block=block, method=method, special=special,
+                validate=f"validate: {{windows: {windows}}}" if windows else "",
+            ),
+            "utf-8",
+        )  # fmt: skip
+        return path
+
+    def run(self, recipe: Path, build: Path | None = None, cores: int | None = None) -> Road:
+        """Run a recipe with the source out of the page cache, sampling memory and disk."""
+        build = build or self.build
+        build.mkdir(parents=True, exist_ok=True)
+        drop(self.shards)
+        free, start = shutil.disk_usage(build).free, time.monotonic()
+        process = self.start(recipe, build, cores)
+        memory, lowest = sample(process.pid, build)
+        if process.wait():
+            raise SystemExit(f"the run of {recipe} failed")
+        manifest = json.loads((build / recipe.stem / "manifest.json").read_text("utf-8"))
+        return Road(time.monotonic() - start, memory, free - lowest, manifest)
+
+    def start(self, recipe: Path, build: Path, cores: int | None = None) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pipeline", "run", str(recipe), "--build", str(build)], stdout=subprocess.DEVNULL
+        )
+        os.sched_setaffinity(process.pid, sorted(os.sched_getaffinity(0))[:cores])
+        return process
+
+    def roads(self) -> Iterator[Row]:
+        """Whole runs without validation: memory, time, hand-off, disk, plan."""
+        reading = cold_read(self.shards)
+        yield "2", "disk, cold read", f"{self.source / reading / 1e6:.0f} MB/s"
+        for name, bits, block, method in (("q4", 4, 128, "rtn"), ("q3", 3, 64, "rtn"), ("q3-mse", 3, 64, "mse")):
+            shutil.rmtree(self.build / ".store", ignore_errors=True)
+            recipe = self.recipe(name, bits, block, method)
+            start = time.monotonic()
+            plan = make_plan(load_recipe(recipe), self.build, None)
+            planning = time.monotonic() - start
+            road = self.run(recipe)
+            data = (self.build / name / "onnx" / "model.onnx.data").stat().st_size
+            writing = cold_write(self.folder / "written", data)
+            ours = road.step("write onnx")
+            yield "1", f"{name}: peak memory of all processes", f"{road.peak_memory / 1e9:.2f} GB"
+            yield "2", f"{name}: whole run", f"{road.seconds:.0f} s"
+            yield "2", f"{name}: disk, write and fsync", f"{data / writing / 1e6:.0f} MB/s"
+            ratio = ours / (reading + writing)
+            yield "2", f"{name}: quantize and write", f"{ours:.1f} s = {ratio:.2f} x reading and writing once"
+            for step, what in (("lower", "lowering, checked in onnxruntime"), ("convert", "hand-off"), ("prove", "proof")):
+                yield "3", f"{name}: {what}", f"{road.step(step):.1f} s"
+            yield (
+                "4",
+                f"{name}: most disk used",
+                f"{road.peak_disk / road.size:.2f} x the result, planned {plan.disk_bytes / road.size:.2f} x",
+            )
+            size = road.manifest["size"]
+            off = max(abs(plan.onnx_bytes / size["onnx_bytes"] - 1), abs(plan.mnn_bytes / size["mnn_bytes"] - 1))
+            yield "5", f"{name}: plan", f"{planning:.1f} s, sizes within {off:.2%}, {plan.seconds:.0f} s expected"
+
+    def one_change(self) -> Iterator[Row]:
+        """down_proj from 3 to 4 bits in a finished run."""
+        road = self.run(self.recipe("q3-mse", 3, 64, "mse", down=4))
+        note = next(step["notes"][0] for step in road.manifest["steps"] if step["name"] == "write onnx")
+        yield "7", "q3-mse, down_proj from 3 to 4 bits", f"{note}, {road.step('write onnx'):.1f} s"
+
+    def validation(self, windows: int) -> Iterator[Row]:
+        """The same codes, validated block by block."""
+        road = self.run(self.recipe("q3-mse", 3, 64, "mse", windows=windows))
+        seconds = f"{road.step('reference'):.0f} s + {road.step('validate'):.0f} s"
+        yield "8", f"validation, {windows} x 512 tokens, reference + candidate", seconds
+        yield "8", "peak memory with validation", f"{road.peak_memory / 1e9:.2f} GB"
+
+    def faults(self) -> Iterator[Row]:
+        """The same run killed three times, then ended on one core: the same bytes, nothing made twice."""
+        recipe, other = self.recipe("q4", 4, 128), self.folder / "killed"
+        shutil.rmtree(other, ignore_errors=True)
+        undisturbed = json.loads((self.build / "q4" / "manifest.json").read_text("utf-8"))
+        whole = sum(step["seconds"] for step in undisturbed["steps"])
+        kept: dict[Path, int] = {}
+        again = 0
+        for share in (0.25, 0.35, 0.45):
+            process = self.start(recipe, other)
+            time.sleep(share * whole)
+            process.kill()
+            process.wait()
+            now = {path: path.stat().st_mtime_ns for path in (other / ".store").glob("*/*/entry.json")}
+            again += sum(now.get(path) != when for path, when in kept.items())
+            kept = now
+        road = self.run(recipe, other, cores=1)
+        same = road.manifest["files"] == undisturbed["files"]
+        shutil.rmtree(other)
+        yield "6", "killed 3 times: results made twice", str(again)
+        yield "6, 9", "killed 3 times, ended on one core: every byte the same", "yes" if same else "NO"
 
 
-def sample(pid: int) -> int:
-    """Peak of RssAnon + RssShmem over a process and its children until it ends, bytes."""
-    peak, root = 0, psutil.Process(pid)
+def sample(pid: int, disk: Path) -> tuple[int, int]:
+    """Peak of RssAnon + RssShmem over a process and its children until it ends, and the least free space; bytes."""
+    peak, lowest, root = 0, shutil.disk_usage(disk).free, psutil.Process(pid)
     while root.is_running() and root.status() != psutil.STATUS_ZOMBIE:
         try:
             family = [root, *root.children(recursive=True)]
         except psutil.NoSuchProcess:
             break
         peak = max(peak, sum(_unreclaimable(one.pid) for one in family))
+        lowest = min(lowest, shutil.disk_usage(disk).free)
         time.sleep(0.02)
-    return peak
+    return peak, lowest
 
 
 def _unreclaimable(pid: int) -> int:
@@ -146,8 +254,8 @@ def cold_write(path: Path, size: int) -> float:
     return taken
 
 
-def peers() -> None:
-    """Kernels on the same weight, ratios per weight to rtn at 4 bits in blocks of 64; the best of three each."""
+def kernels() -> Iterator[Row]:
+    """Kernels and peers on the same weight, ratios per weight to rtn at 4 bits in blocks of 64; the best of three each."""
     rows = np.random.default_rng(0).standard_normal((4736, 3584)).astype(np.float32)
     half = rows.astype(ml_dtypes.bfloat16)
 
@@ -178,7 +286,6 @@ def peers() -> None:
         ("onnxruntime MatMulNBitsQuantizer", onnxruntime, rows),
     ]
     base = 0.0
-    print("\nper weight, quantizing and packing")
     for name, function, weights in cases:
         function(weights[:64])  # compile
         times = []
@@ -187,7 +294,7 @@ def peers() -> None:
             function(weights)
             times.append((time.monotonic() - start) / weights.size)
         base = base or min(times)
-        print(f"  {name:<36} {min(times) * 1e9:8.2f} ns  {min(times) / base:6.1f} x")
+        yield "2", f"per weight: {name}", f"{min(times) * 1e9:.2f} ns = {min(times) / base:.1f} x"
 
 
 def _one_matmul(w: np.ndarray) -> onnx.ModelProto:

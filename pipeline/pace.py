@@ -1,0 +1,34 @@
+"""How long a run takes, by rates measured once with `make bench shape=7b`: 2 cores at 2.8 GHz, a disk of 500 MB/s."""
+
+from __future__ import annotations
+
+from pipeline.recipe import Recipe
+
+SECONDS_BEFORE = 25.0
+"""Export, rehearsal and start, which hardly depend on the model's size."""
+QUANTIZE = {"rtn": 8.0, "mse": 12.0, "hqq": 75.0}
+"""Nanoseconds a weight, read, quantized and written twice (results and store), by method; another counts as mse."""
+RECALL = 2.0
+"""Nanoseconds a weight that is in the store already."""
+HAND_OFF = 16.0
+"""Nanoseconds a weight for lowering and its check, the MNN files, and the proof."""
+LOAD_FLOAT, LOAD_QUANTIZED = 10.0, 3.0
+"""Nanoseconds a weight to load the float model, and the quantized one, block by block."""
+PER_TOKEN = 0.013
+"""Nanoseconds a weight and token in onnxruntime, either model."""
+
+
+def expected_seconds(recipe: Recipe, weights: list[tuple[str, int, bool]]) -> float:
+    """About how long a run of `recipe` takes on the machine named above.
+
+    Args:
+        weights: method, count and whether it is in the store already, of each quantized weight.
+    """
+    total = sum(count for _, count, _ in weights)
+    nanoseconds = sum(count * (RECALL if known else QUANTIZE.get(method, QUANTIZE["mse"])) for method, count, known in weights)
+    if recipe.validate is not None:
+        tokens = recipe.validate.windows * recipe.validate.window
+        nanoseconds += total * (LOAD_FLOAT + 2 * LOAD_QUANTIZED + 3 * PER_TOKEN * tokens)
+    if recipe.convert is not None:
+        nanoseconds += total * HAND_OFF
+    return SECONDS_BEFORE + nanoseconds / 1e9
