@@ -131,26 +131,30 @@ def stream_weights(
     entries: dict[QuantizedWeight, Entry] = {}
     sizes = [job.source.nbytes if isinstance(job, QuantizedWeight) else job.nbytes for job, _ in jobs]
     recalled = 0
-    unfinished: deque[Future[None]] = deque()
+    unfinished: deque[Future[Any]] = deque()
+    making: dict[str, Future[Entry]] = {}
 
     # what will not stay in the page cache until it is read again only drives out what would
     forgetful = 2 * sum(sizes) > psutil.virtual_memory().available
 
-    def keep(weight: QuantizedWeight, made: Entry | tuple[str, Draft]) -> None:
+    def keep(weight: QuantizedWeight, made: Entry | tuple[str, Draft]) -> Entry:
         entry = entries[weight] = made if isinstance(made, Entry) else store.finish(*made)
         for name, part in weight.parts.items():
             data.append((entry.folder, name), part.nbytes, _pieces(entry.file(name)))
             if forgetful:
                 forget(entry.file(name))
+        return entry
 
     with ThreadPoolExecutor(1) as behind:
         for number, (job, name) in enumerate(jobs):
             for following, _ in jobs[number + 1 : number + 3]:
                 _advise(will_need, following)
             if isinstance(job, QuantizedWeight):
-                made = _make(job, sources, store)
+                made = _make(job, sources, store, making)
                 recalled += isinstance(made, Entry)
-                unfinished.append(behind.submit(keep, job, made))
+                unfinished.append(kept := behind.submit(keep, job, made))
+                if not isinstance(made, Entry):
+                    making[made[0]] = kept
             else:
                 unfinished.append(behind.submit(_copy, name, job, sources, data))
             if forgetful and number:
@@ -170,8 +174,10 @@ def _advise(hint: Callable[[Path, int, int], None], job: Weight | QuantizedWeigh
         hint(source.file, source.offset, source.nbytes)
 
 
-def _make(weight: QuantizedWeight, sources: SourceDigests, store: Store) -> Entry | tuple[str, Draft]:
-    """The entry of a weight, or the draft of a new one with its key.
+def _make(
+    weight: QuantizedWeight, sources: SourceDigests, store: Store, making: dict[str, Future[Entry]]
+) -> Entry | tuple[str, Draft]:
+    """The entry of a weight, also of one that is just being made, or the draft of a new one with its key.
 
     A source that was never read before is read once: quantized and hashed together, its key known afterwards.
     """
@@ -180,6 +186,8 @@ def _make(weight: QuantizedWeight, sources: SourceDigests, store: Store) -> Entr
         draft = store.begin(partial(_write, replace(weight, source=hashed)))
         return weight_key(weight, sources.remember(hashed)), draft
     key = weight_key(weight, sources.of(weight.source))
+    if key in making:
+        return making[key].result()
     return store.get(key) or (key, store.begin(partial(_write, weight)))
 
 

@@ -93,7 +93,7 @@ def test_three_bits_are_three_bits(build: Path) -> None:
     assert (folder / "onnx" / "model.onnx.data").stat().st_size == pytest.approx(expected + kept, rel=0.01)
 
 
-def test_the_plan_is_what_a_run_gives(build: Path) -> None:
+def test_the_plan_is_what_a_run_gives(build: Path, tmp_path: Path) -> None:
     for bits in (4, 3, 2):
         plan = make_plan(load_recipe(ROOT / "recipes" / f"demo-q{bits}.yaml"), build, None)
         found = manifest(build / f"demo-q{bits}")
@@ -105,6 +105,9 @@ def test_the_plan_is_what_a_run_gives(build: Path) -> None:
         assert plan.mnn_bytes == pytest.approx(weights + table, rel=0.005)
         assert all(one.cached for one in plan.weights)
         assert len(plan_tables(plan)) == 2
+        fresh = make_plan(plan.recipe, tmp_path, None)
+        assert 0 < plan.seconds < fresh.seconds, "what is known takes less time ..."
+        assert plan.disk_bytes < fresh.disk_bytes, "... and less disk"
 
 
 def test_a_second_run_recalls_and_one_change_runs_what_depends_on_it(tmp_path: Path, in_process: None) -> None:
