@@ -84,13 +84,13 @@ def mse(rows: np.ndarray, form: BlockFormat) -> Blocks:
         best[better], best_scale[better], best_zero[better] = error[better], scale[better], zero[better]
 
     for factor in np.linspace(1.0, 0.4, 8, dtype=F32):
-        if form.symmetric:
-            for sign in (1, -1):
-                attempt(exact_scales(full * factor * F32(sign), full_zero, form), full_zero)
-        else:
-            for move in (-1, 0, 1):
-                zero = np.clip(full_zero + F32(move), 0, form.max_code)
-                attempt(exact_scales(full * factor, zero, form), zero)
+        for sign in (1, -1) if form.symmetric else (1,):
+            attempt(exact_scales(full * (factor * F32(sign)), full_zero, form), full_zero)
+    coarse = best_scale.copy()
+    for move in (0,) if form.symmetric else (-1, 1):
+        zero = np.clip(full_zero + F32(move), 0, form.max_code)
+        for side in (-1, 1):
+            attempt(exact_scales(coarse + full * (F32(0.3 / 7) * F32(side)), zero, form), zero)
     for _ in range(2):
         product, square = np.zeros(full.shape, F32), np.zeros(full.shape, F32)
         for i in range(size):
