@@ -108,7 +108,9 @@ def _prove_alpha(layer: StoredLayer, alpha: Region, symmetric: bool) -> None:
     """Compare the layer's scales and zero points with MNN's (offset, scale), or scale alone."""
     if symmetric != (layer.zero_points is None):
         raise ConvertError(f"{layer.name}: one file has zero points, the other has none.")
-    for start, stop in layer.row_ranges():
+
+    def compare(rows: tuple[int, int]) -> None:
+        start, stop = rows
         found = alpha.rows(start, stop).astype(np.float64)
         scales = layer.scales.rows(start, stop).astype(np.float64)
         middle = 1 << (layer.bits - 1)
@@ -126,6 +128,9 @@ def _prove_alpha(layer: StoredLayer, alpha: Region, symmetric: bool) -> None:
                     f"{layer.name}: the {what} of row {start + row}, block {block} is {theirs[row, block]!r} in "
                     f"{alpha.file.name}, {ours[row, block]!r} in {layer.scales.file.name}."
                 )
+
+    for _ in in_order(compare, layer.row_ranges()):
+        pass
 
 
 def _prove_bias(layer: StoredLayer, ours: np.ndarray | None, theirs: Region) -> None:
@@ -175,21 +180,27 @@ def _biases(model_file: Path) -> dict[str, np.ndarray]:
     return {t.name.removesuffix(".bias"): numpy_helper.to_array(t).astype(np.float32) for t in kept.graph.initializer}
 
 
-@numba.njit(cache=True)
-def _planar(packed, i, k):  # type: ignore[no-untyped-def]
-    """Code `i` of a row of `k` three-bit codes in layout nib77 (definition: passes/_pack.py, pack_nib77)."""
-    eighth = k // 8
-    x, high = i // 2, 4 * (i % 2)
-    plane, t = x // eighth, x % eighth
-    if plane < 3:
-        return (packed[plane * eighth + t] >> high) & 7
-    code = 0
-    for j in range(3):
-        code |= ((packed[j * eighth + t] >> (3 + high)) & 1) << j
-    return code
+@numba.njit(inline="always")
+def _decode_row(packed, bits, codes):  # type: ignore[no-untyped-def]
+    """Codes of one row of the ONNX file; three bits in layout nib77 (definition: passes/_pack.py, pack_nib77)."""
+    if bits != 3:  # no code straddles a byte
+        each = 8 // bits
+        for x in range(packed.size):
+            for i in range(each):
+                codes[each * x + i] = (packed[x] >> np.uint8(bits * i)) & np.uint8((1 << bits) - 1)
+        return
+    eighth = packed.size // 3
+    codes[6 * eighth :] = 0
+    for plane in range(3):
+        for t in range(eighth):
+            byte, x = packed[plane * eighth + t], plane * eighth + t
+            codes[2 * x] = byte & 7
+            codes[2 * x + 1] = (byte >> 4) & 7
+            codes[2 * (3 * eighth + t)] |= ((byte >> 3) & 1) << plane
+            codes[2 * (3 * eighth + t) + 1] |= ((byte >> 7) & 1) << plane
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True, error_model="numpy")
 def compare_codes(packed, stream, bits, k):  # type: ignore[no-untyped-def]
     """Index in row-major order of the first code that differs, or -1.
 
@@ -198,22 +209,17 @@ def compare_codes(packed, stream, bits, k):  # type: ignore[no-untyped-def]
         stream: uint8, the same rows in MNN's stream, most significant bit first: eight codes are `bits` bytes.
         k: codes in a row, a multiple of 8.
     """
-    rows = packed.shape[0]
-    mask = (1 << bits) - 1
-    first = np.full(rows, -1, np.int64)
-    for row in range(rows):
+    codes = np.empty(k, np.uint8)
+    mask = np.uint64((1 << bits) - 1)
+    for row in range(packed.shape[0]):
+        _decode_row(packed[row], bits, codes)
         for group in range(k // 8):
-            start = (row * k // 8 + group) * bits
+            start = (row * (k // 8) + group) * bits
             word = np.uint64(0)
-            for j in range(bits):
-                word = word << np.uint64(8) | np.uint64(stream[start + j])
-            for i in range(group * 8, group * 8 + 8):
-                theirs = np.int64(word >> np.uint64(bits * (7 - i % 8))) & mask
-                # at other widths than three no code straddles a byte
-                ours = _planar(packed[row], i, k) if bits == 3 else (packed[row, i * bits >> 3] >> (i * bits & 7)) & mask
-                if ours != theirs and first[row] < 0:
-                    first[row] = row * k + i
-    for row in range(rows):
-        if first[row] >= 0:
-            return first[row]
+            for byte in stream[start : start + bits]:
+                word = word << np.uint64(8) | np.uint64(byte)
+            eight = codes[8 * group : 8 * group + 8]
+            for i in range(8):
+                if np.uint64(eight[i]) != (word >> np.uint64(bits * (7 - i))) & mask:
+                    return row * k + 8 * group + i
     return -1
