@@ -140,8 +140,10 @@ class Bench:
             shutil.rmtree(self.build / ".store", ignore_errors=True)
             recipe = self.recipe(name, bits, block, method)
             start = time.monotonic()
-            plan = make_plan(load_recipe(recipe), self.build, None)
+            command = [sys.executable, "-m", "pipeline", "plan", str(recipe), "--build", str(self.build)]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             planning = time.monotonic() - start
+            plan = make_plan(load_recipe(recipe), self.build, None)
             road = self.run(recipe)
             data = (self.build / name / "onnx" / "model.onnx.data").stat().st_size
             writing = cold_write(self.folder / "written", data)
