@@ -342,3 +342,14 @@ def test_the_flagship_plans_on_its_true_shape(tmp_path: Path, bits: int, flagshi
     assert found.memory_bytes < 4e9
     expected = {4: 4 + 16 / 128 + 4 / 128, 3: 3.3125, 2: 2 + 16 / 32 + 2 / 32}[bits]
     assert found.bits_per_weight == pytest.approx(expected, rel=0.09)
+
+
+def test_a_plan_does_not_import_torch(tmp_path: Path, flagship: Callable[[], Path]) -> None:
+    recipe = ROOT / "recipes" / "deepseek-r1-7b-q3.yaml"
+    script = (
+        "import sys; from pathlib import Path; from pipeline.plan import make_plan; from pipeline.recipe import load_recipe\n"
+        f"make_plan(load_recipe(Path({str(recipe)!r})), Path({str(tmp_path)!r}), Path({str(flagship())!r}))\n"
+        "print(*{'torch', 'transformers', 'MNN'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.returncode) == ("\n", 0), done.stderr
