@@ -15,8 +15,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from passes._blocks import BlockFormat
+from passes._blocks import BlockFormat, Blocks
 from passes._cores import in_order
+from passes._hessian import Hessian
 from passes._pack import pack_codes, pack_lsb
 from passes._weights import Weight, as_bits
 from passes.base import PassError
@@ -42,12 +43,16 @@ class QuantizedWeight:
         source: the float weight.
         form: bits, block size, symmetry, scale dtype.
         method: how codes are chosen.
+        hessian: second moments of the layer's inputs, for a calibrated method; known once those were looked at.
+        target: what the codes shall come close to, [N, K], where that is not the source.
     """
 
     name: str
     source: Weight
     form: BlockFormat
     method: Method
+    hessian: Hessian | None = None
+    target: Weight | None = None
 
     @property
     def method_name(self) -> str:
@@ -88,12 +93,21 @@ class QuantizedWeight:
                 f"{self.name}: weight [{start + row}, {column}] is {wide[row, column]}. Only finite weights "
                 "can be quantized; the checkpoint is damaged or its training diverged."
             )
-        blocks = self.method.quantize(rows, self.form)
+        wanted = rows if self.target is None else self.target.rows(start, start + len(rows))
+        return self.chunk(start, rows, self.method.quantize(wanted, self.form, self.hessian))
+
+    def chunk(self, start: int, rows: np.ndarray, blocks: Blocks) -> Chunk:
+        """What the file holds of `rows`, the first of them row `start`, quantized to `blocks`.
+
+        Raises:
+            PassError: a scale is too large for the scale dtype.
+        """
         if np.abs(blocks.scales).max(initial=0) > self.form.largest_scale:
             raise PassError(
                 f"{self.name}: weights in rows {start} to {start + len(rows)} need scales beyond "
                 f"{self.form.scale_dtype}; set scale_dtype: fp32."
             )
+        bits, shift = as_bits(rows)
         error = squared_error(bits, np.uint32(shift), blocks.codes, blocks.scales, blocks.zero_points)
         zeros = None if self.form.symmetric else pack_lsb(blocks.zero_points, self.form.zero_point_bits)
         scales = blocks.scales.astype(np.float16) if self.form.scale_dtype == "fp16" else blocks.scales

@@ -11,6 +11,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
+from passes._blocks import Blocks
+from passes._pack import unpack_codes, unpack_lsb
+from passes._quantized import QuantizedWeight
 from passes._weights import ROW_CHUNK_BYTES
 from pipeline.errors import PipelineError
 
@@ -67,6 +70,17 @@ class StoredLayer:
     def padded_k(self) -> int:
         return self.blocks * self.block_size
 
+    def zero_point_rows(self, start: int, stop: int) -> np.ndarray:
+        """Zero points of rows `start:stop`, uint8 [stop - start, blocks]."""
+        if self.zero_points is None:
+            return np.full((stop - start, self.blocks), 1 << (self.bits - 1), np.uint8)
+        return np.asarray(unpack_lsb(self.zero_points.rows(start, stop), 4 if self.bits == 3 else self.bits, self.blocks))
+
+    def block_rows(self, start: int, stop: int) -> Blocks:
+        """Rows `start:stop` as they were quantized."""
+        codes = unpack_codes(self.codes.rows(start, stop), self.bits, self.padded_k)
+        return Blocks(codes, self.scales.rows(start, stop).astype(np.float32), self.zero_point_rows(start, stop))
+
     def row_ranges(self) -> Iterator[tuple[int, int]]:
         """Runs of rows, a multiple of 8 each but the last, so that packed runs end on whole bytes."""
         step = max(8, ROW_CHUNK_BYTES // self.padded_k // 8 * 8)
@@ -95,6 +109,16 @@ def read_layers(model_file: Path) -> dict[str, StoredLayer]:
             region(model_file, zeros) if zeros is not None else None, embedding,
         )  # fmt: skip
     return layers
+
+
+def stored_as_entry(weight: QuantizedWeight, folder: Path) -> StoredLayer:
+    """The layer as the folder of its entry in the store holds it: each part is a file."""
+    regions = {name: Region(folder / name, 0, part.shape, part.numpy_dtype) for name, part in weight.parts.items()}
+    n, k = weight.source.shape
+    return StoredLayer(
+        weight.name, weight.form.bits, weight.form.block_size, n, k,
+        regions["codes"], regions["scales"], regions.get("zero_points"), False,
+    )  # fmt: skip
 
 
 def region(model_file: Path, tensor: TensorProto) -> Region:

@@ -18,7 +18,7 @@ from pipeline.checkpoint import Checkpoint, CheckpointWeight
 from pipeline.convert.mnn_weights import MnnLayer
 from pipeline.export import check_config, widened
 from pipeline.hub import resolve
-from pipeline.onnx_weights import Region, StoredLayer
+from pipeline.onnx_weights import stored_as_entry
 from pipeline.pace import expected_seconds
 from pipeline.recipe import Recipe
 from pipeline.report import megabytes
@@ -130,7 +130,7 @@ def plan_of(recipe: Recipe, checkpoint: Checkpoint, graph: gs.Graph, build: Path
         Planned(
             weight,
             sum(part.nbytes for part in weight.parts.values()),
-            sum(MnnLayer(_stored(weight), None, scale_dtype, 0).sizes),
+            sum(MnnLayer(stored_as_entry(weight, Path()), None, scale_dtype, 0).sizes),
             (digest := sources.known(weight.source)) is not None and store.has(weight_key(weight, digest)),
         )
         for weight in found
@@ -176,16 +176,6 @@ def _add(graph: gs.Graph, op: str, name: str, inputs: list[gs.Tensor]) -> None:
     output = gs.Variable(f"{name}_output", np.float32)
     graph.nodes.append(gs.Node(op, name, {}, inputs, [output]))
     graph.outputs.append(output)
-
-
-def _stored(weight: QuantizedWeight) -> StoredLayer:
-    """The layer as the ONNX file would hold it, for its shape alone."""
-    regions = {name: Region(Path(), 0, part.shape, part.numpy_dtype) for name, part in weight.parts.items()}
-    n, k = weight.source.shape
-    form = weight.form
-    return StoredLayer(
-        weight.name, form.bits, form.block_size, n, k, regions["codes"], regions["scales"], regions.get("zero_points"), False
-    )
 
 
 def plan_tables(plan: Plan) -> list[Table]:

@@ -11,9 +11,11 @@ from typing import Annotated, Any, Literal
 import onnx_graphsurgeon as gs
 from pydantic import Field, ValidationError
 
+from passes import methods as methods_package
 from passes._blocks import ScaleDtype
-from passes._registry import did_you_mean, find_pass
+from passes._registry import did_you_mean, find_method, find_pass, names_in
 from passes.base import Options, Outcome, Pass, PassError
+from passes.methods.base import Method
 from pipeline.errors import Position, RecipeError
 from pipeline.export import Export
 from pipeline.yaml_file import Document, read
@@ -30,6 +32,25 @@ class Model(Options):
     @property
     def is_folder(self) -> bool:
         return self.source.startswith((".", "/", "~"))
+
+
+class Calibrate(Options):
+    """The text that calibrated methods look at layers' inputs on; never the one that `validate` measures on."""
+
+    text: Annotated[str, Field(min_length=1)] = "library"
+    """`library`: docstrings of Python's standard library; `generated`: what the float model itself writes, the best choice
+    for models that reason; or a UTF-8 file, relative to the recipe."""
+    prompts: Annotated[str, Field(min_length=1)] | None = None
+    """For `generated`: a UTF-8 file of prompts with lines of `---` between them, relative to the recipe; by default 64 of
+    our own. After an empty prompt the model writes whatever it likes."""
+    windows: Annotated[int, Field(ge=1)] = 128
+    """How many windows of tokens."""
+    window: Annotated[int, Field(ge=16, le=32768)] = 256
+    """Tokens of a window, read from scratch."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """For the choice of text, and for sampling what is generated."""
+    asymmetric: bool = True
+    """Let each layer also make up for the errors of the layers before it (GPTAQ, arXiv:2504.02692), not for its own alone."""
 
 
 class Validate(Options):
@@ -56,8 +77,10 @@ class Convert(Options):
     """Dtype of scales and offsets in the MNN file. fp16 is exact for weights quantized with scale_dtype: fp16."""
 
 
-SECTIONS: dict[str, type[Options]] = {"model": Model, "export": Export, "validate": Validate, "convert": Convert}
-ORDER = ("model", "export", "passes", "validate", "convert")
+SECTIONS: dict[str, type[Options]] = {
+    "model": Model, "export": Export, "calibrate": Calibrate, "validate": Validate, "convert": Convert,
+}  # fmt: skip
+ORDER = ("model", "export", "calibrate", "passes", "validate", "convert")
 
 
 @dataclass(frozen=True)
@@ -86,13 +109,14 @@ class Step:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe, checked. `validate` and `convert` are None when the recipe leaves them out."""
+    """A recipe, checked. `calibrate`, `validate` and `convert` are None when the recipe leaves them out."""
 
     name: str
     file: Path
     text: str
     model: Model
     export: Export
+    calibrate: Calibrate | None
     passes: tuple[Step, ...]
     validate: Validate | None
     convert: Convert | None
@@ -141,9 +165,11 @@ def load_recipe(file: Path) -> Recipe:
     }
     recipe = Recipe(
         name=file.stem, file=file, text=file.read_text("utf-8"), passes=steps, model=sections["model"],  # type: ignore[arg-type]
-        export=sections.get("export", Export()), validate=sections.get("validate"), convert=sections.get("convert"),  # type: ignore[arg-type]
+        export=sections.get("export", Export()), calibrate=sections.get("calibrate"),  # type: ignore[arg-type]
+        validate=sections.get("validate"), convert=sections.get("convert"),  # type: ignore[arg-type]
     )  # fmt: skip
     _check_scale_dtypes(document, recipe)
+    _check_calibration(document, recipe)
     return recipe
 
 
@@ -218,3 +244,22 @@ def _check_scale_dtypes(document: Document, recipe: Recipe) -> None:
                 f"scale_dtype fp16 cannot hold the scales of {step.name} (line {step.position.line}), which asks for fp32. "
                 "Set scale_dtype: fp32 here, or fp16 there.",
             )
+
+
+def _check_calibration(document: Document, recipe: Recipe) -> None:
+    """Methods that look at inputs need text, and text needs a method that looks at it."""
+    methods = {i: getattr(step.options, "method", None) for i, step in enumerate(recipe.passes)}
+    calibrated = [i for i, method in methods.items() if isinstance(method, Method) and method.calibrated]
+    if recipe.calibrate is None and calibrated:
+        name = type(methods[calibrated[0]]).__module__.rpartition(".")[2]
+        raise RecipeError(
+            document.position(("passes", calibrated[0])),
+            f"the method {name} looks at the inputs of layers; say which text makes them, in a section of its own: "
+            "calibrate: {text: library}.",
+        )
+    if recipe.calibrate is not None and not calibrated:
+        raise RecipeError(
+            document.position(("calibrate",)),
+            "no pass uses a method that looks at inputs, so this text would not be read. Leave the section out, or choose a "
+            f"method such as gptq ({', '.join(n for n in names_in(methods_package) if find_method(n).calibrated)}).",
+        )

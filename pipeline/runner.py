@@ -20,6 +20,8 @@ from rich.console import Console
 from passes._ops import quantized_weight
 from passes._quantized import QuantizedWeight
 from pipeline import export, validate
+from pipeline.calibrate import calibrate
+from pipeline.calibration_text import calibration_windows
 from pipeline.checkpoint import SIDE_FILES, Checkpoint
 from pipeline.convert import mnn_compare, mnn_folder, proof
 from pipeline.errors import PipelineError, ValidationFailed
@@ -92,6 +94,8 @@ def run_recipe(recipe: Recipe, build: Path, model: Path | None, console: Console
             graph = export.load_graph(graph_file, run.checkpoint)
             for step in recipe.passes:
                 _apply(run, graph, step)
+            if recipe.calibrate is not None:
+                _calibrate(run, graph)
             _write_onnx(run, graph, work / "onnx")
             if recipe.validate is not None:
                 _validate(run, graph_file, work / "onnx", windows)
@@ -163,6 +167,21 @@ def _apply(run: Run, graph: gs.Graph, step: Step) -> None:
         record.key = digest(run.steps.records[-1].key, step.name, record.options, source_digest(type(step.options).__module__))
 
 
+def _calibrate(run: Run, graph: gs.Graph) -> None:
+    """Quantize what needs a look at its inputs; the weights stay lazy, their entries are ready when the files are written."""
+    options = run.recipe.calibrate
+    assert options is not None
+    with run.steps.step("calibration text", options.model_dump(mode="json")) as (record, _):
+        windows = calibration_windows(options, run.recipe.folder, run.checkpoint, run.model_digest(), run.store)
+        record.key = digest(run.model_digest(), windows.tolist())
+    with run.steps.step("calibrate", options.model_dump(mode="json")) as (record, report):
+        found = calibrate(graph, options, windows, run.sources, run.store, report)
+        run.entries = found.entries
+        record.key = digest(run.steps.records[-1].key, run.made(), source_digest("pipeline.calibrate"))
+        record.cached = found.made == 0
+        record.notes.append(f"{found.made} weights quantized, {len(found.entries) - found.made} recalled")
+
+
 def _write_onnx(run: Run, graph: gs.Graph, folder: Path) -> None:
     """Quantize, or recall, the weights of the finished graph straight into its files."""
     with run.steps.step("write onnx", {}) as (record, report):
@@ -173,7 +192,7 @@ def _write_onnx(run: Run, graph: gs.Graph, folder: Path) -> None:
             report(done / total, f"{done / 1e6 / max(time.monotonic() - start, 1e-3):,.0f} MB/s")
 
         data = DataFile(folder / DATA)
-        streamed = stream_weights(external_weights(graph), run.sources, run.store, data, progress)
+        streamed = stream_weights(external_weights(graph), run.sources, run.store, data, progress, run.entries)
         data.close()
         run.entries = streamed.entries
         write_graph(graph, folder / MODEL, streamed.places, quantization_metadata(list(run.entries)))

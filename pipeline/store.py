@@ -70,6 +70,10 @@ class Store:
         shutil.rmtree(folder, ignore_errors=True)
         return None
 
+    def remove(self, entry: Entry) -> None:
+        """Remove an entry that nothing will ask for again."""
+        shutil.rmtree(entry.folder, ignore_errors=True)
+
     def has(self, key: str) -> bool:
         """Whether there is an entry of `key`, unverified: for plans."""
         return (self.root / key[:2] / key / "entry.json").exists()

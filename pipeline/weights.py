@@ -119,9 +119,16 @@ class Streamed:
 
 
 def stream_weights(
-    weights: dict[str, Weight], sources: SourceDigests, store: Store, data: DataFile, progress: Callable[[int, int], None]
+    weights: dict[str, Weight],
+    sources: SourceDigests,
+    store: Store,
+    data: DataFile,
+    progress: Callable[[int, int], None],
+    ready: dict[QuantizedWeight, Entry],
 ) -> Streamed:
     """Fill `data` with `weights`, one at a time, quantized ones made or recalled; `progress` gets bytes read and to be read.
+
+    Those in `ready` are made already, in their own way.
 
     While rows are quantized, the next ones are read and hashed, the weights after them come from the disk, and the weight
     before is hashed, synced, renamed and appended: the disk and the cores work, and a few megabytes are in memory.
@@ -150,7 +157,7 @@ def stream_weights(
             for following, _ in jobs[number + 1 : number + 3]:
                 _advise(will_need, following)
             if isinstance(job, QuantizedWeight):
-                made = _make(job, sources, store, making)
+                made = ready.get(job) or _make(job, sources, store, making)
                 recalled += isinstance(made, Entry)
                 unfinished.append(kept := behind.submit(keep, job, made))
                 if not isinstance(made, Entry):
@@ -183,12 +190,12 @@ def _make(
     """
     if sources.known(weight.source) is None and isinstance(weight.source, CheckpointWeight):
         hashed = HashedWeight(weight.source)
-        draft = store.begin(partial(_write, replace(weight, source=hashed)))
+        draft = store.begin(partial(write_entry, replace(weight, source=hashed)))
         return weight_key(weight, sources.remember(hashed)), draft
     key = weight_key(weight, sources.of(weight.source))
     if key in making:
         return making[key].result()
-    return store.get(key) or (key, store.begin(partial(_write, weight)))
+    return store.get(key) or (key, store.begin(partial(write_entry, weight)))
 
 
 def _copy(name: str, weight: Weight, sources: SourceDigests, data: DataFile) -> None:
@@ -211,7 +218,8 @@ def _pieces(file: Path) -> Iterator[memoryview]:
             yield memoryview(piece)
 
 
-def _write(weight: QuantizedWeight, folder: Path) -> dict[str, Any]:
+def write_entry(weight: QuantizedWeight, folder: Path) -> dict[str, Any]:
+    """Quantize a weight into the files `codes`, `scales` and `zero_points` of a folder; returns its facts."""
     total = 0.0
     files = {name: (folder / name).open("wb") for name in weight.parts}
     try:

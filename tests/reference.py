@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from passes._blocks import BlockFormat, Blocks
+from passes._hessian import Hessian
 
 F32 = np.float32
 
@@ -60,13 +61,22 @@ def full_range(w: np.ndarray, form: BlockFormat) -> tuple[np.ndarray, np.ndarray
     return exact_scales(scale, zero, form), zero
 
 
-def rtn(rows: np.ndarray, form: BlockFormat) -> Blocks:
+def rtn(rows: np.ndarray, form: BlockFormat, hessian: Hessian | None = None) -> Blocks:
     w, real = blocks_of(rows, form)
     return codes_of(w, real, *full_range(w, form), form)
 
 
-def mse(rows: np.ndarray, form: BlockFormat) -> Blocks:
+def mse(rows: np.ndarray, form: BlockFormat, hessian: Hessian | None = None) -> Blocks:
+    return weighted(rows, form, np.ones(rows.shape[1], F32))
+
+
+def weighted_mse(rows: np.ndarray, form: BlockFormat, hessian: Hessian) -> Blocks:
+    return weighted(rows, form, np.diag(hessian.matrix))
+
+
+def weighted(rows: np.ndarray, form: BlockFormat, importance: np.ndarray) -> Blocks:
     w, real = blocks_of(rows, form)
+    worth = blocks_of(importance[None], form)[0]
     size = real.sum(-1).max()
     full, full_zero = full_range(w, form)
     best = np.full(full.shape, np.inf, F32)
@@ -79,7 +89,7 @@ def mse(rows: np.ndarray, form: BlockFormat) -> Blocks:
         error = np.zeros(full.shape, F32)
         for i in range(size):
             miss = steps(scale, zero, i) * scale - w[..., i]
-            error += np.where(real[..., i], miss * miss, F32(0))
+            error += np.where(real[..., i], miss * miss * worth[..., i], F32(0))
         better = error < best
         best[better], best_scale[better], best_zero[better] = error[better], scale[better], zero[better]
 
@@ -95,8 +105,8 @@ def mse(rows: np.ndarray, form: BlockFormat) -> Blocks:
         product, square = np.zeros(full.shape, F32), np.zeros(full.shape, F32)
         for i in range(size):
             step = np.where(real[..., i], steps(best_scale, best_zero, i), F32(0))
-            product += step * w[..., i]
-            square += step * step
+            product += step * w[..., i] * worth[..., i]
+            square += step * step * worth[..., i]
         with np.errstate(invalid="ignore", divide="ignore"):
             fitted = np.where(square > 0, product / square, F32(0))
         fitted = np.where(fitted != 0, fitted, best_scale)
@@ -104,7 +114,83 @@ def mse(rows: np.ndarray, form: BlockFormat) -> Blocks:
     return codes_of(w, real, best_scale, best_zero, form)
 
 
-def hqq(rows: np.ndarray, form: BlockFormat, p: float = 0.7, beta: float = 10.0, kappa: float = 1.01) -> Blocks:
+def gptq(rows: np.ndarray, form: BlockFormat, hessian: Hessian, damping: float = 0.01, ordered: bool = False) -> Blocks:
+    """As the paper has it (arXiv:2210.17323, algorithm 1): the upper Cholesky factor of the inverse, weights updated in place."""
+    w = rows.astype(np.float64)
+    k, size = w.shape[1], form.block_size
+    h = hessian.matrix.astype(np.float64)
+    importance = np.diag(h).astype(F32)
+    h = h + damping * np.mean(np.diag(h)) * np.eye(k)
+    order = np.argsort(-importance, kind="stable") if ordered else np.arange(k)
+    upper = np.linalg.cholesky(np.linalg.inv(h[order][:, order])).T
+    found = weighted(rows, form, importance)
+    codes, scales, zeros = found.codes, found.scales, found.zero_points
+    w = w[:, order]
+    for i, column in enumerate(order):
+        block = column // size
+        if not ordered and column % size == 0:
+            here = slice(column, min(column + size, k))
+            grid = weighted(w[:, here].astype(F32), form, importance[here])
+            scales[:, block], zeros[:, block] = grid.scales[:, 0], grid.zero_points[:, 0]
+            codes[:, block * size : (block + 1) * size] = zeros[:, block, None]
+        scale, zero = scales[:, block].astype(np.float64), zeros[:, block].astype(np.float64)
+        code = np.clip(np.rint(w[:, i] / scale) + zero, 0, form.max_code)
+        codes[:, column] = code
+        error = (w[:, i] - (code - zero) * scale) / upper[i, i]
+        w[:, i:] -= error[:, None] * upper[i, i:]
+    return found
+
+
+def refine(rows: np.ndarray, form: BlockFormat, hessian: Hessian, sweeps: int = 4, damping: float = 0.01) -> Blocks:
+    """Coordinate by coordinate, the whole error of a row computed anew for every candidate."""
+    found = gptq(rows, form, hessian)
+    k, size = rows.shape[1], form.block_size
+    h = hessian.matrix.astype(np.float64)
+    h = h + damping * np.mean(np.diag(h)) * np.eye(k)
+
+    def loss(w: np.ndarray, steps: np.ndarray, scale: np.ndarray) -> float:
+        e = w - steps * np.repeat(scale, size)[:k]
+        return float(e @ h @ e)
+
+    for row, w in enumerate(rows.astype(np.float64)):
+        codes, scale, zero = (a[row].astype(np.float64) for a in (found.codes, found.scales, found.zero_points))
+        for _ in range(sweeps):
+            for block in range(form.block_count(k)):
+                here = range(block * size, min((block + 1) * size, k))
+                start = (codes[:k] - np.repeat(zero, size)[:k], scale.copy(), zero[block])
+                best, best_loss = start, loss(w, *start[:2])
+                for shift in (0,) if form.symmetric else (-1, 0, 1):
+                    new = zero[block] + shift
+                    if not 0 <= new <= form.max_code:
+                        continue
+                    steps, tried = start[0].copy(), scale.copy()
+                    steps[list(here)] -= shift
+                    tried[block] = exact_scale(float(tried[block]), int(new), form)
+                    own = np.zeros(k)
+                    own[list(here)] = steps[list(here)]
+                    rest = w - (steps - own) * np.repeat(tried, size)[:k]
+                    if own @ h @ own > 0:
+                        fitted = tried.copy()
+                        fitted[block] = exact_scale(float(own @ h @ rest / (own @ h @ own)), int(new), form)
+                        if fitted[block] * tried[block] > 0 and loss(w, steps, fitted) < loss(w, steps, tried):
+                            tried = fitted
+                    for i in here:
+                        options = [steps.copy() for _ in range(form.max_code + 1)]
+                        for code, option in enumerate(options):
+                            option[i] = code - new
+                        steps = min(options, key=lambda option, tried=tried: loss(w, option, tried))
+                    if loss(w, steps, tried) < best_loss:
+                        best, best_loss = (steps, tried, new), loss(w, steps, tried)
+                steps, scale, zero[block] = best
+                codes[:k] = steps + np.repeat(zero, size)[:k]
+                codes[here.stop : (block + 1) * size] = zero[block]
+        found.codes[row], found.scales[row], found.zero_points[row] = codes, scale, zero
+    return found
+
+
+def hqq(
+    rows: np.ndarray, form: BlockFormat, hessian: Hessian | None = None, p: float = 0.7, beta: float = 10.0, kappa: float = 1.01
+) -> Blocks:
     w, real = blocks_of(rows, form)
     scale, zero = full_range(w, form)
     count = real.sum(-1).astype(F32)

@@ -84,7 +84,7 @@ def store_codes(tile, filled, row, block, size, scale, zero, top, steps, codes, 
         zeros[row + lane, block] = np.uint8(zero[lane])
 
 
-def run_kernel(kernel: Callable[..., None], rows: np.ndarray, form: BlockFormat, *options: float) -> Blocks:
+def run_kernel(kernel: Callable[..., None], rows: np.ndarray, form: BlockFormat, *options: float | np.ndarray) -> Blocks:
     """Call a tile kernel on rows [rows, K] and return what it filled in."""
     bits, shift = as_bits(rows)
     count, blocks = bits.shape[0], form.block_count(bits.shape[1])

@@ -6,6 +6,7 @@ import numba
 import numpy as np
 
 from passes._blocks import BlockFormat, Blocks
+from passes._hessian import Hessian
 from passes.methods._tiles import LANES, load_tile, look_up, round_scales, run_kernel, store_codes
 from passes.methods.base import Method
 from passes.methods.rtn import full_range
@@ -27,7 +28,7 @@ class Hqq(Method):
     kappa: float = 1.01
     iterations: int = 20
 
-    def quantize(self, rows: np.ndarray, form: BlockFormat) -> Blocks:
+    def quantize(self, rows: np.ndarray, form: BlockFormat, hessian: Hessian | None = None) -> Blocks:
         return run_kernel(_kernel, rows, form, self.p, self.beta, self.kappa, self.iterations)
 
 

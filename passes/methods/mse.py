@@ -6,6 +6,7 @@ import numba
 import numpy as np
 
 from passes._blocks import BlockFormat, Blocks
+from passes._hessian import Hessian
 from passes.methods._tiles import LANES, load_tile, look_up, round_scales, run_kernel, store_codes
 from passes.methods.base import Method
 from passes.methods.rtn import full_range
@@ -27,13 +28,18 @@ class Mse(Method):
     within 1% of a grid of 729 (27 lower x 27 upper bounds) on heavy-tailed weights.
     """
 
-    def quantize(self, rows: np.ndarray, form: BlockFormat) -> Blocks:
-        return run_kernel(_kernel, rows, form)
+    def quantize(self, rows: np.ndarray, form: BlockFormat, hessian: Hessian | None = None) -> Blocks:
+        return search(rows, form, np.ones(rows.shape[1], np.float32))
+
+
+def search(rows: np.ndarray, form: BlockFormat, importance: np.ndarray) -> Blocks:
+    """The grid of each block of `rows` [rows, K] that makes the sum of importance [K] * error^2 least, and its codes."""
+    return run_kernel(_kernel, rows, form, np.asarray(importance, np.float32))
 
 
 @numba.njit(inline="always", error_model="numpy")
-def _try(tile, filled, scale, lowest, highest, error, best_scale, best_lowest, found, inverse):  # type: ignore[no-untyped-def]
-    """Keep (scale, lowest) in every lane where its squared error is below `error`; `found` and `inverse` are scratch."""
+def _try(tile, worth, filled, scale, lowest, highest, error, best_scale, best_lowest, found, inverse):  # type: ignore[no-untyped-def]
+    """Keep (scale, lowest) in every lane where its weighted squared error is below `error`; the last two are scratch."""
     for lane in range(LANES):
         found[lane] = 0
         inverse[lane] = np.float32(1) / scale[lane]
@@ -42,7 +48,7 @@ def _try(tile, filled, scale, lowest, highest, error, best_scale, best_lowest, f
             w = tile[i, lane]
             step = min(max(np.rint(w * inverse[lane]), lowest[lane]), highest[lane])
             miss = step * scale[lane] - w
-            found[lane] += miss * miss
+            found[lane] += miss * miss * worth[i]
     for lane in range(LANES):
         if found[lane] < error[lane]:
             error[lane] = found[lane]
@@ -51,7 +57,7 @@ def _try(tile, filled, scale, lowest, highest, error, best_scale, best_lowest, f
 
 
 @numba.njit(inline="always", error_model="numpy")
-def _refit(tile, filled, scale, lowest, highest, refitted, square, inverse):  # type: ignore[no-untyped-def]
+def _refit(tile, worth, filled, scale, lowest, highest, refitted, square, inverse):  # type: ignore[no-untyped-def]
     """Per lane, the scale of least squared error for the codes of grid (scale, lowest); the last two are scratch."""
     product = refitted
     for lane in range(LANES):
@@ -62,15 +68,17 @@ def _refit(tile, filled, scale, lowest, highest, refitted, square, inverse):  # 
         for lane in range(LANES):
             w = tile[i, lane]
             step = min(max(np.rint(w * inverse[lane]), lowest[lane]), highest[lane])
-            product[lane] += step * w
-            square[lane] += step * step
+            product[lane] += step * w * worth[i]
+            square[lane] += step * step * worth[i]
     for lane in range(LANES):
         fitted = product[lane] / square[lane] if square[lane] > 0 else np.float32(0)
         refitted[lane] = fitted if fitted != 0 else scale[lane]
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def _kernel(bits, shift, size, top, symmetric, table, smallest, codes, scales, zeros):  # type: ignore[no-untyped-def]
+def _kernel(  # type: ignore[no-untyped-def]
+    bits, shift, size, top, symmetric, table, smallest, importance, codes, scales, zeros
+):
     for group in range(-(-bits.shape[0] // LANES)):
         tile_bits = np.empty((size, LANES), np.uint32)
         tile = tile_bits.view(np.float32)
@@ -80,6 +88,7 @@ def _kernel(bits, shift, size, top, symmetric, table, smallest, codes, scales, z
         lowest, highest, error, found, inverse, splitter, limit = np.empty((7, LANES), np.float32)
         for block in range(scales.shape[1]):
             filled = load_tile(bits, shift, group * LANES, block, size, tile_bits)
+            worth = importance[block * size : block * size + filled]
             full_range(tile, filled, top, symmetric, table, smallest, full, full_zero, splitter, limit)
             error[:] = np.inf
             for lane in range(LANES):
@@ -90,7 +99,7 @@ def _kernel(bits, shift, size, top, symmetric, table, smallest, codes, scales, z
                     for lane in range(LANES):
                         scale[lane] = full[lane] * (factor * np.float32(sign))
                     round_scales(scale, splitter, limit, smallest)
-                    _try(tile, filled, scale, lowest, highest, error, best_scale, best_lowest, found, inverse)
+                    _try(tile, worth, filled, scale, lowest, highest, error, best_scale, best_lowest, found, inverse)
             coarse[:] = best_scale
             for move in range(-1, 0 if symmetric else 2, 2):
                 for lane in range(LANES):
@@ -104,14 +113,14 @@ def _kernel(bits, shift, size, top, symmetric, table, smallest, codes, scales, z
                         step = full[lane] * (HALF_STEP * np.float32(side))
                         scale[lane] = coarse[lane] + step
                     round_scales(scale, splitter, limit, smallest)
-                    _try(tile, filled, scale, lowest, highest, error, best_scale, best_lowest, found, inverse)
+                    _try(tile, worth, filled, scale, lowest, highest, error, best_scale, best_lowest, found, inverse)
             for lane in range(LANES):
                 lowest[lane] = best_lowest[lane]
                 highest[lane] = top + lowest[lane]
                 zero[lane] = -lowest[lane]
             look_up(zero, table, splitter, limit)
             for _ in range(REFITS):
-                _refit(tile, filled, best_scale, lowest, highest, scale, found, inverse)
+                _refit(tile, worth, filled, best_scale, lowest, highest, scale, found, inverse)
                 round_scales(scale, splitter, limit, smallest)
-                _try(tile, filled, scale, lowest, highest, error, best_scale, best_lowest, found, inverse)
+                _try(tile, worth, filled, scale, lowest, highest, error, best_scale, best_lowest, found, inverse)
             store_codes(tile, filled, group * LANES, block, size, best_scale, zero, top, steps, codes, scales, zeros)

@@ -6,6 +6,7 @@ import numba
 import numpy as np
 
 from passes._blocks import BlockFormat, Blocks
+from passes._hessian import Hessian
 from passes.methods._tiles import LANES, load_tile, look_up, round_scales, run_kernel, store_codes
 from passes.methods.base import Method
 
@@ -18,7 +19,7 @@ class Rtn(Method):
     (the scale takes the sign), as onnxruntime's own quantizer does.
     """
 
-    def quantize(self, rows: np.ndarray, form: BlockFormat) -> Blocks:
+    def quantize(self, rows: np.ndarray, form: BlockFormat, hessian: Hessian | None = None) -> Blocks:
         return run_kernel(_kernel, rows, form)
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from passes._blocks import ScaleDtype
 from passes._cores import in_order
-from passes._pack import unpack_codes, unpack_lsb
+from passes._pack import unpack_codes
 from pipeline.errors import ConvertError
 from pipeline.onnx_weights import StoredLayer
 
@@ -110,8 +110,7 @@ class MnnLayer:
         scales = self.layer.scales.rows(start, stop).astype(np.float64)
         exact = scales
         if self.layer.zero_points is not None:
-            bits = 4 if self.layer.bits == 3 else self.layer.bits
-            zeros = unpack_lsb(self.layer.zero_points.rows(start, stop), bits, self.layer.blocks)
+            zeros = self.layer.zero_point_rows(start, stop)
             offsets = ((1 << (self.layer.bits - 1)) - zeros.astype(np.float64)) * scales
             exact = np.stack([offsets, scales], -1)
         with np.errstate(over="ignore"):

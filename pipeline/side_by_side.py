@@ -1,0 +1,134 @@
+"""The float model and the one quantized so far, side by side through the stages of a graph, hidden states in between."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from passes._cores import in_order
+from passes._hessian import Hessian, Moments
+from passes._weights import Weight
+from pipeline.onnx_weights import stored_as_entry
+from pipeline.pieces import Feeds, return_memory
+from pipeline.stages import Product, Stages
+from pipeline.store import Entry
+
+DAMPING = 0.01
+"""Of the second moments, where a layer's weights are corrected for the errors before them."""
+
+
+@dataclass
+class SideBySide:
+    """Both models at the same place in the graph.
+
+    Attributes:
+        exact, quantized: for each batch of windows, the tensors that later stages read, by name.
+    """
+
+    stages: Stages
+    exact: list[Feeds]
+    quantized: list[Feeds] = field(default_factory=list)
+
+    def run(self, number: int) -> None:
+        """Run what leads to the products of a stage."""
+        self.stages.run(number, self.exact + self.quantized)
+        if not self.quantized:  # nothing was quantized before the first products
+            self.quantized = [dict(state) for state in self.exact]
+
+    def moments(self, x: str) -> Hessian:
+        """Second moments of an input of the quantized model's products."""
+        sums = Moments(self.quantized[0][x].shape[-1])
+        for state in self.quantized:
+            sums.add(_rows(state[x]))
+        return sums.hessian()
+
+    def target(self, product: Product, hessian: Hessian) -> Weight:
+        """What the product's weight should be to give the float model's outputs from the quantized model's inputs."""
+        pairs = [(_rows(e[product.y]), _rows(q[product.x])) for e, q in zip(self.exact, self.quantized, strict=True)]
+        return CorrectedWeight(product.weight.source, pairs, hessian)
+
+    def multiply_exact(self, product: Product) -> None:
+        """The float model's y of a product."""
+        weight = product.weight.source
+        outputs = [_output(state, product, weight.shape[0]) for state in self.exact]
+
+        def one(piece: tuple[int, np.ndarray]) -> None:
+            rows = piece[1].astype(np.float32).T
+            for state, y in zip(self.exact, outputs, strict=True):
+                y[:, piece[0] : piece[0] + rows.shape[1]] = _rows(state[product.x]) @ rows
+
+        for _ in in_order(one, weight.chunks()):
+            pass
+
+    def multiply_quantized(self, product: Product, entry: Entry) -> None:
+        """The quantized model's y, by the codes of an entry."""
+        layer = stored_as_entry(product.weight, entry.folder)
+        outputs = [_output(state, product, layer.n) for state in self.quantized]
+
+        def one(rows: tuple[int, int]) -> None:
+            values = layer.block_rows(*rows).dequantize(layer.k).T
+            for state, y in zip(self.quantized, outputs, strict=True):
+                y[:, rows[0] : rows[1]] = _rows(state[product.x]) @ values
+
+        for _ in in_order(one, layer.row_ranges()):
+            pass
+
+    def release(self, number: int) -> None:
+        """Let go of what only the products of a stage read."""
+        later = self.stages.read_after(number)
+        for state in self.exact + self.quantized:
+            for name in [name for name in state if name not in later]:
+                del state[name]
+        return_memory()
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        """Write everything to a folder of its own; returns what `load` needs."""
+        names = []
+        for model, states in (("exact", self.exact), ("quantized", self.quantized)):
+            for batch, state in enumerate(states):
+                for i, (name, value) in enumerate(sorted(state.items())):
+                    np.save(folder / f"{model}-{batch}-{i}.npy", value)
+                    names.append([model, batch, i, name])
+        return {"names": names}
+
+    @staticmethod
+    def load(stages: Stages, entry: Entry) -> SideBySide:
+        """Both models as they were when `save` wrote them."""
+        found: dict[str, dict[int, Feeds]] = {"exact": {}, "quantized": {}}
+        for model, batch, i, name in entry.facts["names"]:
+            found[model].setdefault(batch, {})[name] = np.load(entry.file(f"{model}-{batch}-{i}.npy"))
+        return SideBySide(stages, *([states[batch] for batch in sorted(states)] for states in found.values()))
+
+
+class CorrectedWeight(Weight):
+    """W + (Y - X W^T)^T X (X^T X)^-1: the least-squares weight for outputs Y from inputs X, float32 [N, K], by rows.
+
+    X are the inputs that the quantized layers before make, Y the float model's outputs. Minimizing |Y - X W'^T| is GPTAQ's
+    asymmetric objective (Li et al., arXiv:2504.02692); solved for W' first and then rounded as any weight, it is
+    the first step of Qronos (Zhang et al., arXiv:2505.11695).
+    """
+
+    def __init__(self, source: Weight, pairs: list[tuple[np.ndarray, np.ndarray]], hessian: Hessian) -> None:
+        super().__init__(source.shape, 1)
+        self.source, self.pairs, self.hessian = source, pairs, hessian
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        w = self.source.rows(start, stop).astype(np.float32)
+        pull = np.zeros(w.shape, np.float32)
+        for y, x in self.pairs:
+            pull += (y[:, start:stop] - x @ w.T).T @ x
+        return w + self.hessian.solve(pull / np.float32(sum(len(x) for _, x in self.pairs)), DAMPING)
+
+
+def _rows(tensor: np.ndarray) -> np.ndarray:
+    return tensor.reshape(-1, tensor.shape[-1])
+
+
+def _output(state: Feeds, product: Product, n: int) -> np.ndarray:
+    """Make room for y in a state; as [tokens, n]."""
+    x = state[product.x]
+    state[product.y] = np.empty((*x.shape[:-1], n), np.float32)
+    return _rows(state[product.y])
