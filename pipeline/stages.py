@@ -7,7 +7,6 @@ who knows which weights to multiply by.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from passes._weights import Weight
 from pipeline.checkpoint import CheckpointWeight
 from pipeline.pieces import Feeds, needed, piece_model, pieces, reads
 from pipeline.sessions import open_session
+from pipeline.store import digest
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,9 +76,9 @@ class Stages:
         stage = self.stages[number]
         model = piece_model(self.graph, stage.nodes, {}, stage.outputs)
         constants = {t.name: digest_of(t._values) for t in _constants(stage.nodes)}
-        found = hashlib.sha256(model.SerializeToString())
-        found.update(repr(sorted(constants.items())).encode())
-        return found.hexdigest()
+        used = {node.op_type for node in model.graph.node}
+        functions = [function.SerializeToString().hex() for function in model.functions if function.name in used]
+        return digest(model.graph.SerializeToString().hex(), functions, constants)
 
     def run(self, number: int, states: list[Feeds]) -> None:
         """Run what leads to the products of a stage on each of `states`, which get its outputs and lose what is used up."""

@@ -115,7 +115,7 @@ def weighted(rows: np.ndarray, form: BlockFormat, importance: np.ndarray) -> Blo
 
 
 def gptq(rows: np.ndarray, form: BlockFormat, hessian: Hessian, damping: float = 0.01, ordered: bool = False) -> Blocks:
-    """As the paper has it (arXiv:2210.17323, algorithm 1): the upper Cholesky factor of the inverse, weights updated in place."""
+    """As the paper has it (arXiv:2210.17323, algorithm 1): the Cholesky factor of the inverse, weights updated in place."""
     w = rows.astype(np.float64)
     k, size = w.shape[1], form.block_size
     h = hessian.matrix.astype(np.float64)

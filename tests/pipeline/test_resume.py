@@ -21,10 +21,12 @@ ROOT = Path(__file__).parents[2]
 KILLS = 10
 RECIPE = """\
 model: {model}
+calibrate: {{windows: 8, window: 64}}
 passes:
   - narrow_embedding
   - quantize_matmul: {{bits: 4, block_size: 64, include: [lm_head, '*.o_proj']}}
-  - quantize_matmul: {{bits: 3, block_size: 64, method: mse}}
+  - quantize_matmul: {{bits: 3, block_size: 64, method: mse, include: ['*.down_proj']}}
+  - quantize_matmul: {{bits: 2, block_size: 64, method: refine}}
 validate: {{windows: 2, window: 128}}
 convert: {{}}
 """
