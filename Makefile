@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 MODEL := $(if $(model),--model $(model))
 
-.PHONY: run plan check test lint schema bench bench-methods bench-peers clean help
+.PHONY: run plan check test lint schema bench bench-accuracy bench-peers clean help
 .DEFAULT_GOAL := run
 
 run: $(READY)  ## make recipe=NAME [model=FOLDER]: run a recipe
@@ -29,8 +29,8 @@ schema: $(READY)  ## write recipes/schema.json
 bench: $(READY)  ## make bench [shape=7b]: memory and time on a checkpoint of true size (0.5b by default), with peers
 	@$(BIN)/python -m tests.bench.scale $(if $(shape),--shape $(shape)) $(if $(windows),--windows $(windows))
 
-bench-methods: $(READY)  ## the README's table: size and quality of every method at 4, 3 and 2 bits
-	@$(BIN)/python -m tests.bench.methods
+bench-accuracy: $(READY)  ## make bench-accuracy [bits="3 2"] [blocks=64]: quality of every method, on text and on reasoning
+	@$(BIN)/python -m tests.bench.accuracy $(if $(bits),--bits $(bits)) $(if $(blocks),--blocks $(blocks))
 
 bench-peers: $(READY)  ## the README's table: onnxruntime's quantizer and MNN's converter beside ours
 	@$(BIN)/python -m tests.bench.peers

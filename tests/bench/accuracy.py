@@ -1,0 +1,130 @@
+"""Quality of every method at 4, 3 and 2 bits: `python -m tests.bench.accuracy [--blocks 64] [--bits 3 2]`, two markdown tables.
+
+First how far the demo model is from its float self: all decoder layers at the given bits and block, lm_head at 4 bits in the
+same block (by the same method where it is calibrated, by rtn otherwise), the first 60 windows of 512 tokens of Python's
+help topics, figures at accuracy_level 0. Calibration text is what the model writes, never the text of the evaluation.
+Then how many of 200 problems the reasoning model still gets right, decoded greedily in onnxruntime.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from passes import methods
+from passes._registry import find_method, names_in
+from pipeline.recipe import load_recipe
+from pipeline.runner import run_recipe
+from tests.bench.reasoning import MODEL as REASONER
+from tests.bench.reasoning import accuracy, problems
+
+PYDOCS = Path(__file__).parents[1] / "models" / "qwen2-pydocs"
+RECIPE = """\
+model: {model}
+{calibrate}
+passes:
+  - narrow_embedding
+  - quantize_matmul: {{bits: 4, block_size: {block}, include: [lm_head], method: {head}}}
+  - quantize_matmul: {{bits: {bits}, block_size: {block}, method: {method}}}
+{more}
+"""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A row of the tables: a method, for lm_head another, and what it is calibrated on."""
+
+    name: str
+    method: str
+    head: str = "rtn"
+    calibrate: str = ""
+
+
+OWN = "calibrate: {text: generated, prompts: prompts.txt, windows: 256"
+CASES = (
+    Case("rtn", "rtn"),
+    Case("mse", "mse"),
+    Case("hqq", "hqq"),
+    Case("weighted_mse", "weighted_mse", "weighted_mse", OWN + "}"),
+    Case("gptq, each layer for itself", "gptq", "gptq", OWN + ", asymmetric: false}"),
+    Case("gptq", "gptq", "gptq", OWN + "}"),
+    Case("refine", "refine", "refine", OWN + "}"),
+    Case("refine, lm_head by rtn", "refine", "rtn", OWN + "}"),
+)
+
+
+class Bench:
+    """Runs recipes in a scratch folder, whose results are recalled from case to case."""
+
+    def __init__(self, scratch: Path) -> None:
+        self.scratch = scratch
+        (scratch / "prompts.txt").write_text("", "utf-8")
+
+    def run(self, case: Case, model: Path, bits: int, block: int, more: str) -> tuple[Path, dict[str, Any]]:
+        """The folder of a finished run and its manifest."""
+        path = self.scratch / "case.yaml"
+        text = RECIPE.format(
+            model=model, calibrate=case.calibrate, block=block, head=case.head, bits=bits, method=case.method, more=more
+        )
+        path.write_text(text, "utf-8")
+        folder = run_recipe(load_recipe(path), self.scratch / "build", None, Console(quiet=True))
+        return folder, json.loads((folder / "manifest.json").read_text("utf-8"))
+
+
+def divergences(bench: Bench, all_bits: list[int], blocks: list[int]) -> None:
+    """The table of the demo model."""
+    print("| bits | block | method | bits per weight | perplexity | KL (nats/token) | same top token | seconds |")
+    print("|---|---|---|---|---|---|---|---|")
+    for block in blocks:
+        for bits in all_bits:
+            for case in CASES:
+                _, found = bench.run(case, PYDOCS, bits, block, "validate: {windows: 60}")
+                quality = found["quality"]["onnxruntime"]
+                seconds = sum(s["seconds"] for s in found["steps"] if s["name"] in ("calibrate", "write onnx"))
+                print(
+                    f"| {bits} | {block} | {case.name} | {found['size']['bits_per_weight']:.3f} | {quality['perplexity']:.2f} "
+                    f"| {quality['kl_divergence']:.4f} | {quality['top1_agreement']:.1%} | {seconds:.0f} |",
+                    flush=True,
+                )
+    print(f"\nfloat model: perplexity {quality['reference_perplexity']:.2f}\n", flush=True)
+
+
+def answers(bench: Bench, all_bits: list[int]) -> None:
+    """The table of the reasoning model, blocks of 64."""
+    alone = "\n---\n".join(question for question, _ in problems(64, seed=1))
+    (bench.scratch / "problems.txt").write_text(alone, "utf-8")
+    (bench.scratch / "only.txt").write_text("".join(question for question, _ in problems(8000, seed=2)), "utf-8")
+    text = "calibrate: {{text: {}, windows: 320, window: 160}}"
+    cases = (
+        *CASES[:2],
+        Case("refine, calibrated on problems alone", "refine", "refine", text.format("only.txt")),
+        Case("refine, calibrated on its own reasoning", "refine", "refine", text.format("generated, prompts: problems.txt")),
+    )
+    print("| right of 200 | " + " | ".join(f"{bits} bits" for bits in all_bits) + " |")
+    print("|---" * (1 + len(all_bits)) + "|")
+    for case in cases:
+        cells = [f"{accuracy(bench.run(case, REASONER, bits, 64, '')[0] / 'onnx' / 'model.onnx'):.1%}" for bits in all_bits]
+        print(f"| {case.name} | {' | '.join(cells)} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--bits", type=int, nargs="+", default=[4, 3, 2])
+    parser.add_argument("--blocks", type=int, nargs="+", default=[64, 32, 128])
+    options = parser.parse_args()
+    assert {case.method for case in CASES} == set(names_in(methods)), "a new method wants a row"
+    assert all(bool(case.calibrate) == find_method(case.method).calibrated for case in CASES)
+    with tempfile.TemporaryDirectory() as scratch:
+        bench = Bench(Path(scratch))
+        divergences(bench, options.bits, options.blocks)
+        answers(bench, options.bits)
+
+
+if __name__ == "__main__":
+    main()
