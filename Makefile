@@ -29,8 +29,8 @@ schema: $(READY)  ## write recipes/schema.json
 bench: $(READY)  ## make bench [shape=7b]: memory and time on a checkpoint of true size (0.5b by default), with peers
 	@$(BIN)/python -m tests.bench.scale $(if $(shape),--shape $(shape)) $(if $(windows),--windows $(windows))
 
-bench-accuracy: $(READY)  ## make bench-accuracy [bits="3 2"] [blocks=64]: quality of every method, on text and on reasoning
-	@$(BIN)/python -m tests.bench.accuracy $(if $(bits),--bits $(bits)) $(if $(blocks),--blocks $(blocks))
+bench-accuracy: $(READY)  ## make bench-accuracy [bits="3 2"] [blocks=64]: quality of every method; [shape=7b-layer]: time and memory
+	@$(BIN)/python -m $(if $(shape),tests.bench.layer,tests.bench.accuracy $(if $(bits),--bits $(bits)) $(if $(blocks),--blocks $(blocks)))
 
 bench-peers: $(READY)  ## the README's table: onnxruntime's quantizer and MNN's converter beside ours
 	@$(BIN)/python -m tests.bench.peers

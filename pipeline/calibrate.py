@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -64,10 +65,10 @@ def calibrate(
     found = Calibrated(known, len(wanted) - len(known))
     if not found.made:
         return found
-    first, both, saved = _resume(stages, keys, store, windows)
     work = [sum(p.weight.source.nbytes for p in stage.products) for stage in stages.stages[: len(keys)]]
     begun = last_save = time.monotonic()
-    with threadpool_limits(1, "blas"):
+    with threadpool_limits(1, "blas"), store.scratch() as scratch:
+        first, both, saved = _resume(stages, scratch, keys, store, windows)
         for number in range(first, len(keys)):
             if number > first and time.monotonic() - last_save > SAVE_SECONDS and _opens_layer(stages, number):
                 kept = store.put(_states_key(keys[number]), both.save)
@@ -121,14 +122,16 @@ def _states_key(key: Key) -> str:
     return digest("states before", key.chain)
 
 
-def _resume(stages: Stages, keys: list[Key], store: Store, windows: np.ndarray) -> tuple[int, SideBySide, Entry | None]:
+def _resume(
+    stages: Stages, scratch: Path, keys: list[Key], store: Store, windows: np.ndarray
+) -> tuple[int, SideBySide, Entry | None]:
     """The stage to go on with, both models before it, and where their states were saved."""
     for number in range(len(keys) - 1, 0, -1):
         if (entry := store.get(_states_key(keys[number]))) is not None:
-            return number, SideBySide.load(stages, entry), entry
+            return number, SideBySide.load(stages, scratch, entry), entry
     size = max(1, BATCH_TOKENS // windows.shape[1])
     batches = [windows[start : start + size] for start in range(0, len(windows), size)]
-    return 0, SideBySide(stages, [decoder_feeds(stages.graph, ids) for ids in batches]), None
+    return 0, SideBySide(stages, scratch, [decoder_feeds(stages.graph, ids) for ids in batches]), None
 
 
 def _opens_layer(stages: Stages, number: int) -> bool:

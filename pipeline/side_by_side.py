@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,22 +21,31 @@ from pipeline.store import Entry
 DAMPING = 0.01
 """Of the second moments, where a layer's weights are corrected for the errors before them."""
 
+LARGE = 64 << 20
+"""Tensors of this many bytes go to the disk: activations of the MLP, of which there are several, not hidden states."""
+
 
 @dataclass
 class SideBySide:
     """Both models at the same place in the graph.
 
     Attributes:
+        scratch: a folder for what is too large for memory.
         exact, quantized: for each batch of windows, the tensors that later stages read, by name.
     """
 
     stages: Stages
+    scratch: Path
     exact: list[Feeds]
     quantized: list[Feeds] = field(default_factory=list)
 
     def run(self, number: int) -> None:
         """Run what leads to the products of a stage."""
-        self.stages.run(number, self.exact + self.quantized)
+        for state in self.stages.run(number, self.exact + self.quantized):
+            for name, value in state.items():
+                if value.nbytes >= LARGE and not isinstance(value, np.memmap):
+                    state[name] = self._room(value.shape, value.dtype)
+                    state[name][...] = value
         if not self.quantized:  # nothing was quantized before the first products
             self.quantized = [dict(state) for state in self.exact]
 
@@ -53,7 +64,7 @@ class SideBySide:
     def multiply_exact(self, product: Product) -> None:
         """The float model's y of a product."""
         weight = product.weight.source
-        outputs = [_output(state, product, weight.shape[0]) for state in self.exact]
+        outputs = [self._output(state, product, weight.shape[0]) for state in self.exact]
 
         def one(piece: tuple[int, np.ndarray]) -> None:
             rows = piece[1].astype(np.float32).T
@@ -66,7 +77,7 @@ class SideBySide:
     def multiply_quantized(self, product: Product, entry: Entry) -> None:
         """The quantized model's y, by the codes of an entry."""
         layer = stored_as_entry(product.weight, entry.folder)
-        outputs = [_output(state, product, layer.n) for state in self.quantized]
+        outputs = [self._output(state, product, layer.n) for state in self.quantized]
 
         def one(rows: tuple[int, int]) -> None:
             values = layer.block_rows(*rows).dequantize(layer.k).T
@@ -84,6 +95,18 @@ class SideBySide:
                 del state[name]
         return_memory()
 
+    def _output(self, state: Feeds, product: Product, n: int) -> np.ndarray:
+        """Make room for y in a state; as [tokens, n]."""
+        state[product.y] = self._room((*state[product.x].shape[:-1], n))
+        return _rows(state[product.y])
+
+    def _room(self, shape: tuple[int, ...], dtype: np.typing.DTypeLike = np.float32) -> np.ndarray:
+        """Room for values: in memory, or in a file that is gone when they are."""
+        if math.prod(shape) * np.dtype(dtype).itemsize < LARGE:
+            return np.empty(shape, dtype)
+        with tempfile.TemporaryFile(dir=self.scratch) as file:
+            return np.memmap(file, dtype, "w+", shape=shape)
+
     def save(self, folder: Path) -> dict[str, Any]:
         """Write everything to a folder of its own; returns what `load` needs."""
         names = []
@@ -95,12 +118,12 @@ class SideBySide:
         return {"names": names}
 
     @staticmethod
-    def load(stages: Stages, entry: Entry) -> SideBySide:
+    def load(stages: Stages, scratch: Path, entry: Entry) -> SideBySide:
         """Both models as they were when `save` wrote them."""
         found: dict[str, dict[int, Feeds]] = {"exact": {}, "quantized": {}}
         for model, batch, i, name in entry.facts["names"]:
             found[model].setdefault(batch, {})[name] = np.load(entry.file(f"{model}-{batch}-{i}.npy"))
-        return SideBySide(stages, *([states[batch] for batch in sorted(states)] for states in found.values()))
+        return SideBySide(stages, scratch, *([states[batch] for batch in sorted(states)] for states in found.values()))
 
 
 class CorrectedWeight(Weight):
@@ -125,10 +148,3 @@ class CorrectedWeight(Weight):
 
 def _rows(tensor: np.ndarray) -> np.ndarray:
     return tensor.reshape(-1, tensor.shape[-1])
-
-
-def _output(state: Feeds, product: Product, n: int) -> np.ndarray:
-    """Make room for y in a state; as [tokens, n]."""
-    x = state[product.x]
-    state[product.y] = np.empty((*x.shape[:-1], n), np.float32)
-    return _rows(state[product.y])

@@ -7,7 +7,7 @@ who knows which weights to multiply by.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,7 +80,7 @@ class Stages:
         functions = [function.SerializeToString().hex() for function in model.functions if function.name in used]
         return digest(model.graph.SerializeToString().hex(), functions, constants)
 
-    def run(self, number: int, states: list[Feeds]) -> None:
+    def run(self, number: int, states: list[Feeds]) -> Iterator[Feeds]:
         """Run what leads to the products of a stage on each of `states`, which get its outputs and lose what is used up."""
         stage = self.stages[number]
         fed = [name for name in stage.inputs if name in states[0]]
@@ -96,6 +96,7 @@ class Stages:
                 if name not in later:
                     del state[name]
             state.update((name, value.numpy()) for name, value in zip(stage.outputs, results, strict=True))
+            yield state
 
     def read_after(self, number: int) -> set[str]:
         """Names of the tensors that the stages after one read."""

@@ -84,6 +84,17 @@ class Store:
             if not psutil.pid_exists(int(folder.name.split("-")[1])):
                 shutil.rmtree(folder, ignore_errors=True)
 
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A folder for what need not outlive the run."""
+        with writing(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
+            folder = Path(tempfile.mkdtemp(prefix=f".tmp-{os.getpid()}-", dir=self.root))
+            try:
+                yield folder
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+
     def put(self, key: str, write: Callable[[Path], dict[str, Any]]) -> Entry:
         """Make the entry of `key`: `write` fills a folder and returns the facts."""
         return self.finish(key, self.begin(write))

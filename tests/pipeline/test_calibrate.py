@@ -17,6 +17,7 @@ from rich.console import Console
 
 from passes._registry import find_pass
 from pipeline import calibrate as module
+from pipeline import side_by_side
 from pipeline.calibrate import calibrate
 from pipeline.calibration_text import calibration_windows, docstrings
 from pipeline.checkpoint import Checkpoint, open_checkpoint
@@ -46,7 +47,10 @@ def quantized(exported: Exported, kind: str = "qwen2", method: str = "refine", *
 
 
 @pytest.mark.parametrize(("kind", "options"), [("qwen2", {}), ("qwen3", {}), ("llama", {"tie_word_embeddings": True})])
-def test_the_float_model_goes_through_the_stages_unchanged(exported: Exported, kind: str, options: dict[str, bool]) -> None:
+def test_the_float_model_goes_through_the_stages_unchanged(
+    exported: Exported, kind: str, options: dict[str, bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(side_by_side, "LARGE", 20_000)  # some tensors in memory, some on the disk
     _, whole = exported(kind, **options)
     expected = open_reference(whole).run(["logits"], decoder_feeds(whole, IDS))[0]
     _, graph = quantized(exported, kind, **options)
@@ -55,7 +59,7 @@ def test_the_float_model_goes_through_the_stages_unchanged(exported: Exported, k
         *[["k_proj", "q_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]] * 2,
         ["lm_head"],
     ]
-    both = SideBySide(stages, [decoder_feeds(graph, ids) for ids in np.split(IDS, 2)])
+    both = SideBySide(stages, tmp_path, [decoder_feeds(graph, ids) for ids in np.split(IDS, 2)])
     for number, stage in enumerate(stages.stages):
         both.run(number)
         for product in stage.products:
@@ -67,7 +71,7 @@ def test_the_float_model_goes_through_the_stages_unchanged(exported: Exported, k
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
 
-def test_moments_and_targets_are_those_of_torch(exported: Exported) -> None:
+def test_moments_and_targets_are_those_of_torch(exported: Exported, tmp_path: Path) -> None:
     """The first layer's second moments, and the weights that least squares would choose for disturbed inputs."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -79,7 +83,7 @@ def test_moments_and_targets_are_those_of_torch(exported: Exported) -> None:
     layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().reshape(-1, 64).numpy()))
     model(torch.from_numpy(IDS))
     x = seen[0].astype(np.float64)
-    both = SideBySide(Stages(graph, weight_folder(graph)), [decoder_feeds(graph, ids) for ids in np.split(IDS, 3)])
+    both = SideBySide(Stages(graph, weight_folder(graph)), tmp_path, [decoder_feeds(graph, ids) for ids in np.split(IDS, 3)])
     both.run(0)
     product = next(p for p in both.stages.stages[0].products if p.weight.name.endswith("q_proj"))
     hessian = both.moments(product.x)

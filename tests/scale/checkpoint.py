@@ -28,6 +28,11 @@ SHAPES: dict[str, dict[str, Any]] = {
         "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28,
         "num_key_value_heads": 4, "vocab_size": 152064, "max_position_embeddings": 131072, "rope_theta": 10000,
     },
+    # one layer of it
+    "7b-layer": {
+        "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 1, "num_attention_heads": 28,
+        "num_key_value_heads": 4, "vocab_size": 4096, "max_position_embeddings": 131072, "rope_theta": 10000,
+    },
     # config.json of Qwen/Qwen2.5-0.5B, untied as the 7B is
     "0.5b": {
         "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
