@@ -107,6 +107,19 @@ def rounding_table(form: BlockFormat) -> np.ndarray:
     return table
 
 
+def exact_scales(scales: np.ndarray, zero_points: np.ndarray, form: BlockFormat) -> np.ndarray:
+    """`exact_scale` of each of `scales`, float32 [rows, blocks], with its zero point."""
+    found = np.ascontiguousarray(scales, np.float32).copy()
+    _round_all(found.reshape(-1), zero_points.reshape(-1), rounding_table(form), form.smallest_scale)
+    return found
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _round_all(scales, zeros, table, smallest):  # type: ignore[no-untyped-def]
+    for i in range(scales.size):
+        scales[i] = exact_scale(scales[i], table[zeros[i], 0], table[zeros[i], 1], smallest)
+
+
 @numba.njit(inline="always", error_model="numpy")
 def exact_scale(scale, splitter, limit, smallest):  # type: ignore[no-untyped-def]
     """The nearest scale that the scale dtype holds exactly together with its offset (`rounding_table`).

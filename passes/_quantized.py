@@ -20,7 +20,7 @@ from passes._cores import in_order
 from passes._hessian import Hessian
 from passes._pack import pack_codes, pack_lsb
 from passes._weights import Weight, as_bits
-from passes.base import PassError
+from passes.base import Pass, PassError
 from passes.methods.base import Method
 
 
@@ -45,6 +45,7 @@ class QuantizedWeight:
         method: how codes are chosen.
         hessian: second moments of the layer's inputs, for a calibrated method; known once those were looked at.
         target: what the codes shall come close to, [N, K], where that is not the source.
+        training: the pass that wants its codes trained afterwards.
     """
 
     name: str
@@ -53,10 +54,16 @@ class QuantizedWeight:
     method: Method
     hessian: Hessian | None = None
     target: Weight | None = None
+    training: Pass | None = None
 
     @property
     def method_name(self) -> str:
         return type(self.method).__module__.rpartition(".")[2]
+
+    @property
+    def made_by(self) -> str:
+        """The method that chooses the codes, and the pass that trains them."""
+        return self.method_name + ("" if self.training is None else f" + {type(self.training).__module__.rpartition('.')[2]}")
 
     @cached_property
     def shapes(self) -> dict[str, tuple[tuple[int, ...], int]]:

@@ -39,6 +39,11 @@ class Pass(Options):
         raise TypeError(f"{type(self).__name__} does not say how it rewrites a graph")
 
     @property
+    def calibrated(self) -> bool:
+        """Whether the pass needs layers' inputs: a recipe that uses it says in `calibrate:` where they come from."""
+        return False
+
+    @property
     def may_rewrite_nothing(self) -> bool:
         """Whether finding nothing to rewrite is fine: true of tidying, false of what a user asked for."""
         return False

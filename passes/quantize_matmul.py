@@ -42,6 +42,10 @@ class QuantizeMatmul(Pass):
     accuracy_level: Annotated[int, Field(ge=0, le=4)] = 4
     """onnxruntime's arithmetic: 4 = int8 activations (fast), 0 = float32 (exact)."""
 
+    @property
+    def calibrated(self) -> bool:
+        return self.method.calibrated
+
     def apply(self, graph: gs.Graph) -> Outcome:
         found = _matmuls(graph)
         done = {weight.name for node in graph.nodes if (weight := quantized_weight(node)) is not None}

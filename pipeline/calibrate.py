@@ -107,7 +107,8 @@ def _quantize(
 
 def _keys(stages: Stages, options: Calibrate, windows: np.ndarray, sources: SourceDigests) -> list[Key]:
     """The key of every stage up to the last one with a calibrated method: known before anything is run."""
-    last = max(i for i, stage in enumerate(stages.stages) if any(p.weight.method.calibrated for p in stage.products))
+    looked_at = [i for i, stage in enumerate(stages.stages) if any(p.weight.method.calibrated for p in stage.products)]
+    last = max(looked_at, default=-1)
     chain = digest(windows.tolist(), options.asymmetric, source_digest("pipeline.calibrate"), versions(LIBRARIES))
     keys: list[Key] = []
     for number, stage in enumerate(stages.stages[: last + 1]):

@@ -187,7 +187,7 @@ def plan_tables(plan: Plan) -> list[Table]:
         kind = one.weight.name.rpartition(".")[2]
         shape = " x ".join(map(str, one.weight.source.shape))
         what = f"{form.bits} bits, block {form.block_size}{', symmetric' if form.symmetric else ''}"
-        groups.setdefault((kind, shape, what, one.weight.method_name), []).append(one)
+        groups.setdefault((kind, shape, what, one.weight.made_by), []).append(one)
     layers = Table(
         "layers", "", "shape", "becomes", "method", "ONNX", "known", title=f"plan of {recipe.name}", title_justify="left"
     )

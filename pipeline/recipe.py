@@ -11,11 +11,10 @@ from typing import Annotated, Any, Literal
 import onnx_graphsurgeon as gs
 from pydantic import Field, ValidationError
 
-from passes import methods as methods_package
+from passes import methods
 from passes._blocks import ScaleDtype
 from passes._registry import did_you_mean, find_method, find_pass, names_in
 from passes.base import Options, Outcome, Pass, PassError
-from passes.methods.base import Method
 from pipeline.errors import Position, RecipeError
 from pipeline.export import Export
 from pipeline.yaml_file import Document, read
@@ -247,19 +246,18 @@ def _check_scale_dtypes(document: Document, recipe: Recipe) -> None:
 
 
 def _check_calibration(document: Document, recipe: Recipe) -> None:
-    """Methods that look at inputs need text, and text needs a method that looks at it."""
-    methods = {i: getattr(step.options, "method", None) for i, step in enumerate(recipe.passes)}
-    calibrated = [i for i, method in methods.items() if isinstance(method, Method) and method.calibrated]
-    if recipe.calibrate is None and calibrated:
-        name = type(methods[calibrated[0]]).__module__.rpartition(".")[2]
+    """What looks at inputs needs text, and text needs something that looks at it."""
+    wanted = next((i for i, step in enumerate(recipe.passes) if step.options.calibrated), None)
+    if recipe.calibrate is None and wanted is not None:
         raise RecipeError(
-            document.position(("passes", calibrated[0])),
-            f"the method {name} looks at the inputs of layers; say which text makes them, in a section of its own: "
-            "calibrate: {text: library}.",
+            document.position(("passes", wanted)),
+            f"{recipe.passes[wanted].name} looks at the inputs of layers here; say which text makes them, in a section of its "
+            "own: calibrate: {text: library}.",
         )
-    if recipe.calibrate is not None and not calibrated:
+    if recipe.calibrate is not None and wanted is None:
+        names = ", ".join(name for name in names_in(methods) if find_method(name).calibrated)
         raise RecipeError(
             document.position(("calibrate",)),
-            "no pass uses a method that looks at inputs, so this text would not be read. Leave the section out, or choose a "
-            f"method such as gptq ({', '.join(n for n in names_in(methods_package) if find_method(n).calibrated)}).",
+            "no pass looks at inputs, so this text would not be read. Leave the section out, or choose a method that does: "
+            f"{names}.",
         )

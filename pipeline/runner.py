@@ -34,7 +34,7 @@ from pipeline.recipe import Recipe, Step
 from pipeline.report import megabytes, show_result
 from pipeline.steps import Record, Steps
 from pipeline.store import Entry, Store, digest, source_digest, versions, writing
-from pipeline.weights import SourceDigests, stream_weights
+from pipeline.weights import SourceDigests, entry_of, stream_weights
 
 EXPORT_LIBRARIES = ("torch", "transformers", "optimum", "optimum-onnx", "onnx")
 RUNTIME_LIBRARIES = ("onnxruntime", "onnx", "tokenizers")
@@ -95,7 +95,9 @@ def run_recipe(recipe: Recipe, build: Path, model: Path | None, console: Console
             for step in recipe.passes:
                 _apply(run, graph, step)
             if recipe.calibrate is not None:
-                _calibrate(run, graph)
+                text = _calibration_text(run)
+                _calibrate(run, graph, text)
+                _finetune(run, graph, text)
             _write_onnx(run, graph, work / "onnx")
             if recipe.validate is not None:
                 _validate(run, graph_file, work / "onnx", windows)
@@ -167,19 +169,42 @@ def _apply(run: Run, graph: gs.Graph, step: Step) -> None:
         record.key = digest(run.steps.records[-1].key, step.name, record.options, source_digest(type(step.options).__module__))
 
 
-def _calibrate(run: Run, graph: gs.Graph) -> None:
-    """Quantize what needs a look at its inputs; the weights stay lazy, their entries are ready when the files are written."""
+def _calibration_text(run: Run) -> np.ndarray:
     options = run.recipe.calibrate
     assert options is not None
     with run.steps.step("calibration text", options.model_dump(mode="json")) as (record, _):
         windows = calibration_windows(options, run.recipe.folder, run.checkpoint, run.model_digest(), run.store)
         record.key = digest(run.model_digest(), windows.tolist())
+    return windows
+
+
+def _calibrate(run: Run, graph: gs.Graph, text: np.ndarray) -> None:
+    """Quantize what needs a look at its inputs; the weights stay lazy, their entries are ready when the files are written."""
+    options = run.recipe.calibrate
+    assert options is not None
     with run.steps.step("calibrate", options.model_dump(mode="json")) as (record, report):
-        found = calibrate(graph, options, windows, run.sources, run.store, report)
+        found = calibrate(graph, options, text, run.sources, run.store, report)
         run.entries = found.entries
         record.key = digest(run.steps.records[-1].key, run.made(), source_digest("pipeline.calibrate"))
         record.cached = found.made == 0
         record.notes.append(f"{found.made} weights quantized, {len(found.entries) - found.made} recalled")
+
+
+def _finetune(run: Run, graph: gs.Graph, text: np.ndarray) -> None:
+    """Train the codes that a pass marked, if any, beginning with those of its method."""
+    matmuls = [w for n in graph.nodes if n.op != "GatherBlockQuantized" and (w := quantized_weight(n)) is not None]
+    training = next((weight.training for weight in matmuls if weight.training is not None), None)
+    if training is None:
+        return
+    from pipeline.finetune import finetune  # torch, which nothing else here needs
+
+    with run.steps.step("finetune", training.model_dump(mode="json")) as (record, report):
+        for weight in matmuls:
+            run.entries[weight] = run.entries.get(weight) or entry_of(weight, run.sources, run.store)
+        before = run.made()
+        run.entries = finetune(graph, run.checkpoint, text, run.entries, run.store, report)
+        record.key = digest(run.steps.records[-1].key, run.made(), source_digest("pipeline.finetune"))
+        record.notes.append(f"{sum(before[name] != key for name, key in run.made().items())} weights trained")
 
 
 def _write_onnx(run: Run, graph: gs.Graph, folder: Path) -> None:

@@ -181,9 +181,9 @@ def _batches(windows: np.ndarray, checkpoint: Checkpoint) -> list[np.ndarray]:
     return [windows[start : start + size] for start in range(0, len(windows), size)]
 
 
-def too_large(checkpoint: Checkpoint) -> str | None:
-    """Why no runtime can hold the model's weights in float here, or None."""
-    need, free = memory_needed(checkpoint), psutil.virtual_memory().available
+def too_large(checkpoint: Checkpoint, copies: int = 1) -> str | None:
+    """Why nobody can hold the model's weights in float here, so many times over, or None."""
+    need, free = copies * memory_needed(checkpoint), psutil.virtual_memory().available
     if need < free:
         return None
     return f"the weights in float need {need / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free"

@@ -6,7 +6,7 @@ import hashlib
 import json
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from passes._quantized import Part, QuantizedWeight
+from passes._quantized import Chunk, Part, QuantizedWeight
 from passes._weights import ROW_CHUNK_BYTES, TransposedWeight, Weight
 from pipeline.checkpoint import CheckpointWeight, stat_signature
 from pipeline.errors import PipelineError
@@ -101,6 +101,12 @@ def weight_key(weight: QuantizedWeight, source: str) -> str:
         source_digest("passes._quantized"),
         versions(LIBRARIES),
     )
+
+
+def entry_of(weight: QuantizedWeight, sources: SourceDigests, store: Store) -> Entry:
+    """The entry of a weight that needs no look at its inputs, made now if it is not there."""
+    key = weight_key(weight, sources.of(weight.source))
+    return store.get(key) or store.put(key, partial(write_entry, weight))
 
 
 @dataclass
@@ -220,10 +226,15 @@ def _pieces(file: Path) -> Iterator[memoryview]:
 
 def write_entry(weight: QuantizedWeight, folder: Path) -> dict[str, Any]:
     """Quantize a weight into the files `codes`, `scales` and `zero_points` of a folder; returns its facts."""
+    return write_chunks(weight, weight.chunks(), folder)
+
+
+def write_chunks(weight: QuantizedWeight, chunks: Iterable[Chunk], folder: Path) -> dict[str, Any]:
+    """Write a quantized weight, given from the first row to the last, as `write_entry` does."""
     total = 0.0
     files = {name: (folder / name).open("wb") for name in weight.parts}
     try:
-        for chunk in weight.chunks():
+        for chunk in chunks:
             for name, stream in files.items():
                 stream.write(memoryview(getattr(chunk, name)).cast("B"))
             total += chunk.squared_error

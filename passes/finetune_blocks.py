@@ -1,0 +1,67 @@
+"""Quantized MatMuls -> the same ones, their codes and scales to be trained against the float model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated
+
+import onnx_graphsurgeon as gs
+from pydantic import Field
+
+from passes._names import select
+from passes._ops import quantized_weight
+from passes._quantized import Part
+from passes.base import Outcome, Pass, PassError
+
+
+class FinetuneBlocks(Pass):
+    """Train the codes and scales of quantized layers, one decoder block at a time against the float block's output.
+
+    The first phase of EfficientQAT (Chen et al., arXiv:2407.11062): rounding is trained through, its gradient passed straight;
+    zero points stay. Then, if asked, all blocks and lm_head are trained together on the KL divergence from the float
+    model. It begins with the codes that `quantize_matmul` chose, so it comes after it, and reads the text of `calibrate:`.
+    """
+
+    epochs: Annotated[int, Field(ge=0)] = 3
+    """How often each block sees all windows."""
+    end_to_end: Annotated[int, Field(ge=0)] = 0
+    """How often the whole model sees all windows afterwards: the float model and the trained one must fit into memory."""
+    learning_rate: Annotated[float, Field(gt=0)] = 0.005
+    """Of the codes, in steps of a code."""
+    scale_learning_rate: Annotated[float, Field(gt=0)] = 0.002
+    """Of the logarithms of the scales."""
+    batch: Annotated[int, Field(ge=1)] = 8
+    """Windows of one step."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """For the order of the windows."""
+    threads: Annotated[int, Field(ge=1)] = 2
+    """Threads that torch computes with. Sums are split between them, so another number gives other last bits."""
+    include: tuple[str, ...] = ("*",)
+    """Globs on layer names."""
+    exclude: tuple[str, ...] = ()
+    """Globs on layer names to leave as they are; stronger than `include`."""
+
+    @property
+    def calibrated(self) -> bool:
+        return True
+
+    def apply(self, graph: gs.Graph) -> Outcome:
+        found = {w.name: n for n in graph.nodes if n.op != "GatherBlockQuantized" and (w := quantized_weight(n)) is not None}
+        if not found:
+            raise PassError("no quantized MatMul found; put quantize_matmul before it.")
+        skipped = select(list(found), self.include, self.exclude, also=set())
+        rewritten = tuple(name for name in found if name not in skipped)
+        for name in rewritten:
+            weight = quantized_weight(found[name])
+            assert weight is not None
+            trained = replace(weight, training=self)
+            parts = [t for t in _constants(found[name]) if isinstance(t._values, Part) and t._values.of is weight]
+            for tensor in parts:
+                tensor.values = trained.parts[tensor._values.part]
+        return Outcome(rewritten, skipped)
+
+
+def _constants(node: gs.Node) -> list[gs.Constant]:
+    """The constants that a node reads, directly or through one more node."""
+    inputs = [t for one in node.inputs for t in (one, *(u for maker in one.inputs for u in maker.inputs))]
+    return [t for t in inputs if isinstance(t, gs.Constant)]

@@ -1,0 +1,67 @@
+"""A quantized linear layer whose codes and scales can be trained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from passes._blocks import Blocks, exact_scales
+from passes._quantized import QuantizedWeight
+
+REACH = 0.3
+"""How far from its code, in steps, a latent weight may begin: a half would let the first update flip it."""
+
+
+class TrainedLinear(torch.nn.Module):
+    """y = x W^T + bias with W = (round(latent) - zero_point) * scale * exp(stretch).
+
+    The gradient passes straight through the rounding (Bengio et al., arXiv:1308.3432). Zero points stay as they are.
+
+    Attributes:
+        latent: float32 [N, K], in steps of a code, near the float weight's place and rounding to the code it begins with.
+        stretch: float32 [N, blocks].
+    """
+
+    def __init__(self, weight: QuantizedWeight, blocks: Blocks, linear: Any) -> None:
+        super().__init__()
+        self.form, self.k = weight.form, weight.source.shape[1]
+        self.bias = None if linear.bias is None else torch.nn.Parameter(linear.bias.detach(), requires_grad=False)
+        self.latent, self.stretch = torch.nn.Parameter(torch.empty(0)), torch.nn.Parameter(torch.empty(0))
+        self.settle(blocks)
+        with torch.no_grad():
+            place = linear.weight.float() / self._spread(self.scale) + self._spread(self.zero)
+            self.latent.copy_(torch.clamp(place, self.latent - REACH, self.latent + REACH))
+
+    def settle(self, blocks: Blocks) -> None:
+        """Be exactly `blocks`: every latent weight is its code."""
+        self.scale, self.zero = torch.from_numpy(blocks.scales.copy()), torch.from_numpy(blocks.zero_points.astype(np.float32))
+        self.latent.data = torch.from_numpy(blocks.codes[:, : self.k].astype(np.float32))
+        self.stretch.data = torch.zeros_like(self.scale)
+
+    def blocks(self) -> Blocks:
+        """The codes as they are now; every scale is exact in its dtype."""
+        with torch.no_grad():
+            codes = self._codes().numpy()
+            scales = (self.scale * self.stretch.exp()).numpy()
+        zeros = self.zero.numpy().astype(np.uint8)
+        padded = np.repeat(zeros, self.form.block_size, 1)
+        padded[:, : self.k] = codes
+        return Blocks(padded, exact_scales(scales, zeros, self.form), zeros)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        codes = self._codes()
+        if torch.is_grad_enabled() and self.latent.requires_grad:
+            inside = self.latent.clamp(-0.49, self.form.max_code + 0.49)
+            codes = inside + (codes - inside).detach()
+        weight = (codes - self._spread(self.zero)) * self._spread(self.scale * self.stretch.exp())
+        return functional.linear(x, weight, self.bias)
+
+    def _codes(self) -> torch.Tensor:
+        return self.latent.detach().round().clamp(0, self.form.max_code)
+
+    def _spread(self, values: torch.Tensor) -> torch.Tensor:
+        """A value of each block for each of its weights."""
+        return values.repeat_interleave(self.form.block_size, 1)[:, : self.k]
