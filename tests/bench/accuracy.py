@@ -2,7 +2,7 @@
 
 First how far the demo model is from its float self: all decoder layers at the given bits and block, lm_head at 4 bits in the
 same block (by the same method where it is calibrated, by rtn otherwise), the first 60 windows of 512 tokens of Python's
-help topics, figures at accuracy_level 0. Calibration text is what the model writes, never the text of the evaluation.
+help topics, figures at accuracy_level 0. Calibration text are docstrings of the standard library, never the evaluation's.
 Then how many of 200 problems the reasoning model still gets right, decoded greedily in onnxruntime.
 """
 
@@ -32,21 +32,23 @@ passes:
   - narrow_embedding
   - quantize_matmul: {{bits: 4, block_size: {block}, include: [lm_head], method: {head}}}
   - quantize_matmul: {{bits: {bits}, block_size: {block}, method: {method}}}
+{then}
 {more}
 """
 
 
 @dataclass(frozen=True)
 class Case:
-    """A row of the tables: a method, for lm_head another, and what it is calibrated on."""
+    """A row of the tables: a method, for lm_head another, what it is calibrated on, and the pass after it."""
 
     name: str
     method: str
     head: str = "rtn"
     calibrate: str = ""
+    then: str = ""
 
 
-OWN = "calibrate: {text: generated, prompts: prompts.txt, windows: 256"
+OWN = "calibrate: {windows: 256"
 CASES = (
     Case("rtn", "rtn"),
     Case("mse", "mse"),
@@ -56,6 +58,7 @@ CASES = (
     Case("gptq", "gptq", "gptq", OWN + "}"),
     Case("refine", "refine", "refine", OWN + "}"),
     Case("refine, lm_head by rtn", "refine", "rtn", OWN + "}"),
+    Case("refine, then finetune_blocks", "refine", "refine", OWN + "}", "  - finetune_blocks: {end_to_end: 2}"),
 )
 
 
@@ -64,14 +67,14 @@ class Bench:
 
     def __init__(self, scratch: Path) -> None:
         self.scratch = scratch
-        (scratch / "prompts.txt").write_text("", "utf-8")
 
     def run(self, case: Case, model: Path, bits: int, block: int, more: str) -> tuple[Path, dict[str, Any]]:
         """The folder of a finished run and its manifest."""
         path = self.scratch / "case.yaml"
         text = RECIPE.format(
-            model=model, calibrate=case.calibrate, block=block, head=case.head, bits=bits, method=case.method, more=more
-        )
+            model=model, calibrate=case.calibrate, block=block, head=case.head, bits=bits, method=case.method,
+            then=case.then, more=more,
+        )  # fmt: skip
         path.write_text(text, "utf-8")
         folder = run_recipe(load_recipe(path), self.scratch / "build", None, Console(quiet=True))
         return folder, json.loads((folder / "manifest.json").read_text("utf-8"))
@@ -86,7 +89,7 @@ def divergences(bench: Bench, all_bits: list[int], blocks: list[int]) -> None:
             for case in CASES:
                 _, found = bench.run(case, PYDOCS, bits, block, "validate: {windows: 60}")
                 quality = found["quality"]["onnxruntime"]
-                seconds = sum(s["seconds"] for s in found["steps"] if s["name"] in ("calibrate", "write onnx"))
+                seconds = sum(s["seconds"] for s in found["steps"] if s["name"] in ("calibrate", "finetune", "write onnx"))
                 print(
                     f"| {bits} | {block} | {case.name} | {found['size']['bits_per_weight']:.3f} | {quality['perplexity']:.2f} "
                     f"| {quality['kl_divergence']:.4f} | {quality['top1_agreement']:.1%} | {seconds:.0f} |",
