@@ -16,8 +16,8 @@ from passes._quantized import QuantizedWeight
 from pipeline.recipe import Calibrate
 from pipeline.segments import LAYER
 from pipeline.sessions import decoder_feeds, weight_folder
-from pipeline.side_by_side import SideBySide
-from pipeline.stages import Product, Stages
+from pipeline.side_by_side import CorrectedWeight, SideBySide
+from pipeline.stages import Stages
 from pipeline.store import Entry, Store, digest, source_digest, versions
 from pipeline.weights import SourceDigests, weight_key, write_entry
 
@@ -77,7 +77,7 @@ def calibrate(
                 saved, last_save = kept, time.monotonic()
             both.run(number)
             asymmetric = options.asymmetric and number > 0  # nothing was quantized before the first stage
-            _quantize(both, stages.stages[number].products, keys[number], store, known, asymmetric)
+            _quantize(both, number, keys[number], store, known, asymmetric)
             both.release(number)
             done = sum(work[first : number + 1]) / sum(work[first:])
             report(done, f"{(time.monotonic() - begun) * (1 - done) / done:,.0f} s left")
@@ -87,22 +87,26 @@ def calibrate(
 
 
 def _quantize(
-    both: SideBySide, products: list[Product], key: Key, store: Store, known: dict[QuantizedWeight, Entry], asymmetric: bool
+    both: SideBySide, number: int, key: Key, store: Store, known: dict[QuantizedWeight, Entry], asymmetric: bool
 ) -> None:
     """Make what is not known of a stage, and let both models multiply by it."""
+    products, later = both.stages.stages[number].products, both.stages.read_after(number)
     for x in dict.fromkeys(product.x for product in products):
         readers = [product for product in products if product.x == x]
         missing = [product for product in readers if product.weight not in known]
-        hessian = both.moments(x) if any(product.weight.method.calibrated for product in missing) else None
+        hessian, drift = None, None
+        if any(product.weight.method.calibrated for product in missing):
+            hessian, drift = both.moments(x), both.drift(x) if asymmetric else None
+        for product in missing:
+            ready = product.weight
+            if hessian is not None and ready.method.calibrated:
+                target = None if drift is None else CorrectedWeight(ready.source, drift, hessian)
+                ready = replace(ready, hessian=hessian, target=target)
+            known[product.weight] = store.put(key.weights[product.weight], partial(write_entry, ready))
         for product in readers:
-            both.multiply_exact(product)
-            weight = product.weight
-            if product in missing:
-                ready = weight
-                if hessian is not None and weight.method.calibrated:
-                    ready = replace(weight, hessian=hessian, target=both.target(product, hessian) if asymmetric else None)
-                known[weight] = store.put(key.weights[weight], partial(write_entry, ready))
-            both.multiply_quantized(product, known[weight])
+            if product.y in later:
+                both.multiply_exact(product)
+                both.multiply_quantized(product, known[product.weight])
 
 
 def _keys(stages: Stages, options: Calibrate, windows: np.ndarray, sources: SourceDigests) -> list[Key]:

@@ -31,8 +31,6 @@ from pipeline.weights import write_chunks
 LIBRARIES = ("torch", "transformers")
 BETAS = (0.9, 0.99)
 """Adam's: gradients of rounding change fast, so their squares are forgotten sooner than usual."""
-END_TO_END = 0.2
-"""Share of the learning rates that is right for all blocks together: each follows the others' changes."""
 WARM_UP, LAST = 0.05, 0.05
 """Share of the steps in which the learning rate rises, and what share of it a cosine leaves at the end."""
 Report = Callable[[float, str], None]
@@ -117,7 +115,7 @@ class _Training:
             found = torch.log_softmax(student(self.windows[rows], use_cache=False).logits, -1)
             return functional.kl_div(found, expected, reduction="batchmean", log_target=True) / self.windows.shape[1]
 
-        self._train(trained, loss, self.options.end_to_end, END_TO_END, share)
+        self._train(trained, loss, self.options.end_to_end, share)
         self._keep(trained, "end to end")
 
     def _train_block(
@@ -129,20 +127,19 @@ class _Training:
         def loss(rows: torch.Tensor) -> torch.Tensor:
             return (self.decoder.run(block, x[rows]) - target[rows]).square().mean() / size
 
-        self._train(trained, loss, self.options.epochs, 1.0, share)
+        self._train(trained, loss, self.options.epochs, share)
 
     def _train(
         self,
         trained: dict[QuantizedWeight, TrainedLinear],
         loss: Callable[[torch.Tensor], torch.Tensor],
         epochs: int,
-        rate: float,
         share: Callable[[float], None],
     ) -> None:
         options, count = self.options, len(self.windows)
         groups = (
-            {"params": [linear.latent for linear in trained.values()], "lr": rate * options.learning_rate},
-            {"params": [linear.stretch for linear in trained.values()], "lr": rate * options.scale_learning_rate},
+            {"params": [linear.latent for linear in trained.values()], "lr": options.learning_rate},
+            {"params": [linear.stretch for linear in trained.values()], "lr": options.scale_learning_rate},
         )
         optimizer = torch.optim.Adam(groups, betas=BETAS)
         steps = epochs * -(-count // options.batch)

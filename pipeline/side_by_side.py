@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from onnx import TensorProto
 
 from passes._cores import in_order
 from passes._hessian import Hessian, Moments
@@ -56,10 +57,14 @@ class SideBySide:
             sums.add(_rows(state[x]))
         return sums.hessian()
 
-    def target(self, product: Product, hessian: Hessian) -> Weight:
-        """What the product's weight should be to give the float model's outputs from the quantized model's inputs."""
-        pairs = [(_rows(e[product.y]), _rows(q[product.x])) for e, q in zip(self.exact, self.quantized, strict=True)]
-        return CorrectedWeight(product.weight.source, pairs, hessian)
+    def drift(self, x: str) -> list[tuple[np.ndarray, np.ndarray]]:
+        """For each batch how far an input is from the float model's, and the input; float32 [tokens, K] both."""
+        pairs = []
+        for exact, quantized in zip(self.exact, self.quantized, strict=True):
+            away = self._room(exact[x].shape)
+            np.subtract(exact[x], quantized[x], out=away)
+            pairs.append((_rows(away), _rows(quantized[x])))
+        return pairs
 
     def multiply_exact(self, product: Product) -> None:
         """The float model's y of a product."""
@@ -127,23 +132,28 @@ class SideBySide:
 
 
 class CorrectedWeight(Weight):
-    """W + (Y - X W^T)^T X (X^T X)^-1: the least-squares weight for outputs Y from inputs X, float32 [N, K], by rows.
+    """W + W D^T X (X^T X)^-1 with D = exact inputs - X: the least-squares weight for the float model's outputs, by rows.
 
-    X are the inputs that the quantized layers before make, Y the float model's outputs. Minimizing |Y - X W'^T| is GPTAQ's
-    asymmetric objective (Li et al., arXiv:2504.02692); solved for W' first and then rounded as any weight, it is
-    the first step of Qronos (Zhang et al., arXiv:2505.11695).
+    X are the inputs that the quantized layers before make. Minimizing |(X + D) W^T - X W'^T| is GPTAQ's asymmetric objective
+    (Li et al., arXiv:2504.02692); solved for W' first and then rounded as any weight, it is the first step of
+    Qronos (Zhang et al., arXiv:2505.11695).
+
+    Args:
+        source: W, [N, K].
+        drift: batches of (D, X), as `SideBySide.drift` gives them.
+        hessian: X^T X over the tokens.
     """
 
-    def __init__(self, source: Weight, pairs: list[tuple[np.ndarray, np.ndarray]], hessian: Hessian) -> None:
-        super().__init__(source.shape, 1)
-        self.source, self.pairs, self.hessian = source, pairs, hessian
+    def __init__(self, source: Weight, drift: list[tuple[np.ndarray, np.ndarray]], hessian: Hessian) -> None:
+        super().__init__(source.shape, TensorProto.FLOAT)
+        self.source, self.drift, self.hessian = source, drift, hessian
 
     def rows(self, start: int, stop: int) -> np.ndarray:
         w = self.source.rows(start, stop).astype(np.float32)
         pull = np.zeros(w.shape, np.float32)
-        for y, x in self.pairs:
-            pull += (y[:, start:stop] - x @ w.T).T @ x
-        return w + self.hessian.solve(pull / np.float32(sum(len(x) for _, x in self.pairs)), DAMPING)
+        for away, x in self.drift:
+            pull += (away @ w.T).T @ x
+        return w + self.hessian.solve(pull / np.float32(sum(len(x) for _, x in self.drift)), DAMPING)
 
 
 def _rows(tensor: np.ndarray) -> np.ndarray:
