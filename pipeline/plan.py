@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,7 +72,7 @@ class Plan:
         states = (
             4 * self.hidden_size * self.recipe.validate.windows * self.recipe.validate.window if self.recipe.validate else 0
         )
-        return codes + states + self.onnx_bytes + (self.mnn_bytes if self.recipe.convert else 0)
+        return codes + states + self._activations() + self.onnx_bytes + (self.mnn_bytes if self.recipe.convert else 0)
 
     @property
     def memory_bytes(self) -> int:
@@ -81,10 +82,12 @@ class Plan:
         the float model, its weights in bf16, in fp32 and transposed, and a window of logits of both models.
         """
         block = self._largest_block()
+        inputs = max((one.weight.source.shape[1] for one in self.weights if one.weight.method.calibrated), default=0)
+        looking = 9 * inputs**2  # their second moments and the factor of those, and some rows of weights
         if self.recipe.validate is None:
-            return BASE_MEMORY + 3 * block
+            return BASE_MEMORY + max(3 * block, looking)
         vocabulary = max(one.weight.source.shape[0] for one in self.weights)
-        return BASE_MEMORY + 10 * block + 12 * self.recipe.validate.window * vocabulary
+        return BASE_MEMORY + max(10 * block + 12 * self.recipe.validate.window * vocabulary, looking)
 
     @property
     def seconds(self) -> float:
@@ -93,10 +96,22 @@ class Plan:
         return expected_seconds(self.recipe, weights)
 
     def _largest_block(self) -> int:
+        return self._largest(lambda n, k: n * k)
+
+    def _activations(self) -> int:
+        """Bytes of both models' outputs within a layer, and how far the widest input has drifted: what calibration spills."""
+        options = self.recipe.calibrate
+        if options is None or all(one.cached or not one.weight.method.calibrated for one in self.weights):
+            return 0
+        widest = max(one.weight.source.shape[1] for one in self.weights)
+        return options.windows * options.window * (8 * self._largest(lambda n, _: n) + 4 * widest)
+
+    def _largest(self, size: Callable[[int, int], int]) -> int:
+        """The largest sum of `size` of the shapes [N, K] in one layer."""
         sizes: Counter[str] = Counter()
         for one in self.weights:
             found = LAYER.search(one.weight.name)
-            sizes[found.group(1) if found else ""] += math.prod(one.weight.source.shape)
+            sizes[found.group(1) if found else ""] += size(*one.weight.source.shape)
         del sizes[""]
         return max(sizes.values(), default=0)
 
@@ -202,7 +217,10 @@ def plan_tables(plan: Plan) -> list[Table]:
     totals.add_row("ONNX model", megabytes(plan.onnx_bytes))
     if recipe.convert is not None:
         totals.add_row("MNN model", megabytes(plan.mnn_bytes))
-    steps = ["export", *(step.name for step in recipe.passes), "write onnx"]
+    steps = ["export", *(step.name for step in recipe.passes)]
+    steps += ["calibration text", "calibrate"] if recipe.calibrate else []
+    steps += ["finetune"] if any(one.weight.training is not None for one in plan.weights) else []
+    steps += ["write onnx"]
     steps += ["reference", "validate"] if recipe.validate else []
     steps += ["lower", "convert", "prove", "compare runtimes"] if recipe.convert else []
     totals.add_row("disk needed", megabytes(plan.disk_bytes))

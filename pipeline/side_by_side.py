@@ -22,8 +22,8 @@ from pipeline.store import Entry
 DAMPING = 0.01
 """Of the second moments, where a layer's weights are corrected for the errors before them."""
 
-LARGE = 64 << 20
-"""Tensors of this many bytes go to the disk: activations of the MLP, of which there are several, not hidden states."""
+LARGE = 32 << 20
+"""Tensors of this many bytes go to the disk, so that memory does not grow with the text."""
 
 
 @dataclass

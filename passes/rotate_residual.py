@@ -1,0 +1,232 @@
+"""Weights around the residual stream -> the same function with the stream rotated, outliers spread over all channels."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Annotated
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from onnx import TensorProto
+from pydantic import Field
+
+from passes._decoder import Norm, find_norms, need
+from passes._hadamard import Rotation, hadamard_factors
+from passes._match import behind, matmul_weight, producer, readers
+from passes._weights import ArrayWeight, Weight, rows_per_chunk, weight_of
+from passes.base import Outcome, Pass, PassError
+
+
+class RotateResidual(Pass):
+    """Rotate the residual stream, and the heads of values, by Hadamard matrices that are folded into weights.
+
+    Nothing of it is left at run time: R1 and R2 of QuaRot and SpinQuant (Ashkboos et al., arXiv:2404.00456; Liu et al.,
+    arXiv:2405.16406). RMSNorm commutes with a rotation once its weight is folded into the layers behind it. Comes before
+    quantization; the embedding becomes float32: follow it with `narrow_embedding: {dtype: bf16}`. Refused: whatever else
+    reads or writes the stream.
+    """
+
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Of the rotation's signs."""
+    heads: bool = True
+    """Whether each head of v_proj and o_proj is rotated as well."""
+
+    def apply(self, graph: gs.Graph) -> Outcome:
+        norms = [norm for norm in find_norms(graph) if not norm.gamma.name.endswith(("q_norm.weight", "k_norm.weight"))]
+        if not norms:
+            raise PassError("no RMSNorm found: not a decoder that this pass knows.")
+        stream = Rotation(int(norms[0].gamma.shape[0]), self.seed)
+        hadamard_factors(stream.size)
+        changes = _Changes(graph)
+        for norm in norms:
+            self._fold(changes, norm, stream)
+        for writer in _writers(norms):
+            if writer.op == "Gather":
+                changes.look_up(writer, stream)
+            elif writer.op == "Add":
+                changes.bias(writer, stream)
+            else:
+                changes.linear(writer).turn_out = stream
+        if self.heads:
+            self._turn_heads(changes, graph)
+        changes.apply()
+        graph.cleanup().toposort()
+        return Outcome(tuple(sorted(changes.names)))
+
+    def _fold(self, changes: _Changes, norm: Norm, stream: Rotation) -> None:
+        """Move a norm's weight into the layers that read it, and turn their inputs."""
+        for reader in [one for one in readers(norm.y) if one.op != "Shape"]:
+            need(
+                reader.op == "MatMul" and matmul_weight(reader) is not None,
+                f"{norm.gamma.name}: '{reader.name}' ({reader.op}) reads the norm, only MatMuls by weights may.",
+            )
+            linear = changes.linear(reader)
+            linear.scale, linear.turn_in = weight_of(norm.gamma), stream
+        changes.ones(norm)
+
+    def _turn_heads(self, changes: _Changes, graph: gs.Graph) -> None:
+        for past in [t for t in graph.inputs if t.name.startswith("past_key_values.") and t.name.endswith(".value")]:
+            heads = Rotation(int(past.shape[3]), self.seed)
+            hadamard_factors(heads.size)
+            where = f"model.layers.{past.name.split('.')[1]}.self_attn"
+            value, output = (changes.by_name(f"{where}.{part}_proj") for part in "vo")
+            value.turn_out, output.turn_in = heads, heads
+            bias = next((n for n in readers(value.node.outputs[0]) if n.op == "Add" and _constant(n) is not None), None)
+            if bias is not None:
+                changes.bias(bias, heads)
+
+
+def _constant(add: gs.Node) -> gs.Constant | None:
+    """The one-dimensional constant that a node adds."""
+    found = [t for t in map(behind, add.inputs) if isinstance(t, gs.Constant) and len(t.shape) == 1]
+    return found[0] if found else None
+
+
+def _writers(norms: list[Norm]) -> list[gs.Node]:
+    """The nodes that write to the residual stream: the lookup, MatMuls by weights, and Adds of their biases.
+
+    Raises:
+        PassError: something else writes to it or reads from it.
+    """
+    found: dict[int, gs.Node] = {}
+    seen: set[int] = set()
+    todo = [behind(norm.x) for norm in norms]
+    while todo:
+        tensor = todo.pop()
+        if id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        for reader in readers(tensor):
+            known = reader.op in ("Add", "Pow", "Mul", "Shape")
+            need(known, f"'{reader.name}' ({reader.op}) reads the residual stream '{tensor.name}'.")
+        maker = producer(tensor)
+        need(maker is not None and maker.op in ("Add", "Gather", "MatMul"), f"'{tensor.name}' is no sum of layers' outputs.")
+        assert maker is not None
+        if maker.op == "Add" and _constant(maker) is None:
+            todo += [behind(t) for t in maker.inputs]
+            continue
+        found[id(maker)] = maker
+        if maker.op == "Add":
+            maker = producer(behind(next(t for t in maker.inputs if behind(t) is not _constant(maker))))
+            need(maker is not None and maker.op == "MatMul", f"'{tensor.name}' is no layer's output with its bias.")
+            assert maker is not None
+            found[id(maker)] = maker
+        need(maker.op == "Gather" or matmul_weight(maker) is not None, f"'{maker.name}' multiplies by no weight.")
+    return list(found.values())
+
+
+class _Linear:
+    """A MatMul whose weight is to change."""
+
+    def __init__(self, node: gs.Node) -> None:
+        operand = matmul_weight(node)
+        assert operand is not None
+        self.node, self.source = node, operand.weight
+        self.name = "lm_head.weight" if operand.shared else operand.constant.name
+        self.scale: Weight | None = None
+        self.turn_in: Rotation | None = None
+        self.turn_out: Rotation | None = None
+
+
+class _Changes:
+    """Collected first, since a layer may be turned on both sides; applied when everything has been proven."""
+
+    def __init__(self, graph: gs.Graph) -> None:
+        self.graph = graph
+        self.linears: dict[int, _Linear] = {}
+        self.inputs: list[tuple[gs.Node, int, gs.Constant]] = []
+
+    @property
+    def names(self) -> list[str]:
+        return [constant.name for _, _, constant in self.inputs] + [linear.name for linear in self.linears.values()]
+
+    def linear(self, node: gs.Node) -> _Linear:
+        return self.linears.setdefault(id(node), _Linear(node))
+
+    def by_name(self, name: str) -> _Linear:
+        found = next((one for one in self.linears.values() if one.name == f"{name}.weight"), None)
+        if found is None:
+            raise PassError(f"{name}: no MatMul by this weight lies between norms and the residual stream.")
+        return found
+
+    def look_up(self, node: gs.Node, rotation: Rotation) -> None:
+        table = behind(node.inputs[0])
+        need(isinstance(table, gs.Constant), f"'{node.name}' looks up no constant table.")
+        self.inputs.append((node, 0, gs.Constant(table.name, TurnedWeight(weight_of(table), turn_in=rotation))))
+
+    def bias(self, add: gs.Node, rotation: Rotation) -> None:
+        constant = _constant(add)
+        assert constant is not None
+        place = next(i for i, t in enumerate(add.inputs) if behind(t) is constant)
+        turned = rotation.turn(weight_of(constant).load().astype(np.float32))
+        self.inputs.append((add, place, gs.Constant(constant.name, ArrayWeight(turned))))
+
+    def ones(self, norm: Norm) -> None:
+        (scaled,) = readers(norm.gamma)
+        place = next(i for i, t in enumerate(scaled.inputs) if behind(t) is norm.gamma)
+        plain = gs.Constant(norm.gamma.name, ArrayWeight(np.ones(norm.gamma.shape, np.float32)))
+        self.inputs.append((scaled, place, plain))
+
+    def apply(self) -> None:
+        for node, place, constant in self.inputs:
+            node.inputs[place] = constant
+        for linear in self.linears.values():
+            turned = TurnedWeight(linear.source, linear.scale, linear.turn_in, linear.turn_out)
+            columns = gs.Variable(f"{linear.name}.columns", np.float32, list(turned.shape[::-1]))
+            constant = gs.Constant(linear.name, turned)
+            self.graph.nodes.append(gs.Node("Transpose", columns.name, {"perm": [1, 0]}, [constant], [columns]))
+            linear.node.inputs[1] = columns
+
+
+class TurnedWeight(Weight):
+    """Q_out^T (W diagonal(scale)) Q_in, float32 [N, K], by rows."""
+
+    def __init__(
+        self, source: Weight, scale: Weight | None = None, turn_in: Rotation | None = None, turn_out: Rotation | None = None
+    ) -> None:
+        super().__init__(source.shape, TensorProto.FLOAT)
+        self.source, self.scale, self.turn_in, self.turn_out = source, scale, turn_in, turn_out
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        if self.turn_out is None:
+            return self._turned(start, stop)
+        size = self.turn_out.size
+        first, last = start // size * size, -(-stop // size) * size
+        return _LAST.of(self, first, last)[start - first : stop - first]
+
+    def chunks(self) -> Iterator[tuple[int, np.ndarray]]:
+        step = rows_per_chunk(self.nbytes // self.shape[0])
+        for start in range(0, self.shape[0], step):
+            yield start, self.rows(start, min(start + step, self.shape[0]))
+
+    def _turned(self, start: int, stop: int) -> np.ndarray:
+        rows = self.source.rows(start, stop).astype(np.float32)
+        if self.scale is not None:
+            rows = rows * self.scale.load().astype(np.float32)
+        return rows if self.turn_in is None else self.turn_in.turn(rows)
+
+    def group(self, first: int, last: int) -> np.ndarray:
+        """Rows of whole groups, which turning the output mixes."""
+        assert self.turn_out is not None
+        return np.ascontiguousarray(self.turn_out.turn(self._turned(first, last).T).T)
+
+
+class _Last:
+    """The groups that were mixed last: a weight is read by rows, and each group would else be mixed anew for every few."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._known: tuple[TurnedWeight | None, int, int] = (None, 0, 0)
+        self._rows = np.empty((0, 0), np.float32)
+
+    def of(self, weight: TurnedWeight, first: int, last: int) -> np.ndarray:
+        with self._lock:
+            known, low, high = self._known
+            if known is not weight or first < low or last > high:
+                self._rows, self._known = weight.group(first, last), (weight, first, last)
+                low = first
+            return self._rows[first - low : last - low]
+
+
+_LAST = _Last()
