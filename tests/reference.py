@@ -188,6 +188,52 @@ def refine(rows: np.ndarray, form: BlockFormat, hessian: Hessian, sweeps: int = 
     return found
 
 
+def signround(rows: np.ndarray, form: BlockFormat, hessian: Hessian, iterations: int = 200, damping: float = 0.01) -> Blocks:
+    """The paper's forward pass, its gradients left to torch, rounding passed straight; float64."""
+    import torch
+
+    def straight(x: torch.Tensor) -> torch.Tensor:
+        return x + (torch.round(x) - x).detach()
+
+    w, real = (torch.from_numpy(a) for a in blocks_of(rows, form))
+    w, k = w.double(), rows.shape[1]
+    h = torch.from_numpy(hessian.matrix.astype(np.float64))
+    h = h + damping * torch.diag(h).mean() * torch.eye(k)
+    low, high = w.amin(-1).clamp(max=0), w.amax(-1).clamp(min=0)
+    offset = torch.zeros_like(w, requires_grad=True)
+    lower, upper = (torch.ones_like(low, requires_grad=True) for _ in range(2))
+    best: list[tuple[float, Blocks | None]] = [(math.inf, None)] * len(rows)
+    for step in range(iterations + 1):
+        if form.symmetric:
+            scale = torch.where(-low >= high, -low, -high) / form.middle * upper
+            zero = torch.full_like(scale, form.middle)
+        else:
+            scale = (high * upper - low * lower) / form.max_code
+            zero = torch.where(scale > 0, torch.round(-low * lower / scale), 0.0).clamp(0, form.max_code).detach()
+        scale = torch.where(scale == 0, 1.0, scale)
+        exact = torch.from_numpy(exact_scales(scale.detach().numpy().astype(F32), zero.numpy(), form)).double()
+        scale = scale + (exact - scale).detach()
+        codes = (straight(w / scale[..., None] + offset) + zero[..., None]).clamp(0, form.max_code)
+        codes = torch.where(w == 0, zero[..., None], codes)
+        made = ((codes - zero[..., None]) * scale[..., None]).reshape(len(rows), -1)[:, :k]
+        errors = torch.from_numpy(rows.astype(np.float64)) - made
+        losses = ((errors @ h) * errors).sum(1)
+        for row, loss in enumerate(losses.tolist()):
+            if loss < best[row][0]:
+                parts = (codes[row].reshape(-1), scale[row], zero[row])
+                arrays = [part.detach().numpy().copy()[None] for part in parts]
+                best[row] = loss, Blocks(arrays[0].astype(np.uint8), arrays[1].astype(F32), arrays[2].astype(np.uint8))
+        found = torch.autograd.grad(losses.sum(), (offset, lower, upper), allow_unused=True)
+        rate = (1 - step / iterations) / iterations
+        with torch.no_grad():
+            for one, gradient, least in ((offset, found[0], -0.5), (lower, found[1], 0.0), (upper, found[2], 0.0)):
+                if gradient is not None:
+                    one -= rate * gradient.sign() * (real if one is offset else 1)
+                    one.clamp_(least, 0.5 if one is offset else 1.0)
+    kept = [blocks for _, blocks in best if blocks is not None]
+    return Blocks(*(np.concatenate([getattr(b, name) for b in kept]) for name in ("codes", "scales", "zero_points")))
+
+
 def hqq(
     rows: np.ndarray, form: BlockFormat, hessian: Hessian | None = None, p: float = 0.7, beta: float = 10.0, kappa: float = 1.01
 ) -> Blocks:

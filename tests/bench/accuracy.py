@@ -56,6 +56,7 @@ CASES = (
     Case("weighted_mse", "weighted_mse", "weighted_mse", OWN + "}"),
     Case("gptq, each layer for itself", "gptq", "gptq", OWN + ", asymmetric: false}"),
     Case("gptq", "gptq", "gptq", OWN + "}"),
+    Case("signround", "signround", "signround", OWN + "}"),
     Case("refine", "refine", "refine", OWN + "}"),
     Case("refine, lm_head by rtn", "refine", "rtn", OWN + "}"),
     Case("refine, then finetune_blocks", "refine", "refine", OWN + "}", "  - finetune_blocks: {end_to_end: 2}"),

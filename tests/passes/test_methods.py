@@ -17,6 +17,7 @@ from passes.methods.hqq import Hqq
 from passes.methods.mse import Mse
 from passes.methods.refine import Refine
 from passes.methods.rtn import Rtn
+from passes.methods.signround import Signround
 from passes.methods.weighted_mse import WeightedMse
 from tests import reference
 
@@ -25,6 +26,7 @@ CALIBRATED = {
     "weighted_mse": (WeightedMse(), reference.weighted_mse),
     "gptq": (Gptq(), reference.gptq),
     "refine": (Refine(), reference.refine),
+    "signround": (Signround(), reference.signround),
 }
 DTYPES = {"fp32": np.float32, "fp16": np.float16, "bf16": ml_dtypes.bfloat16}
 
@@ -124,11 +126,12 @@ def test_activation_order_equals_reference() -> None:
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_relations_between_calibrated_methods(bits: int, symmetric: bool) -> None:
     form, rows, inputs = BlockFormat(bits, 32, symmetric, "fp16"), weights(64, 256), hessian(256)
-    by_name = {m: find_method(m)().quantize(rows, form, inputs) for m in ("mse", "weighted_mse", "gptq", "refine")}
+    by_name = {m: find_method(m)().quantize(rows, form, inputs) for m in ("mse", "weighted_mse", "gptq", "refine", "signround")}
     outputs = {name: output_error(rows, blocks, inputs) for name, blocks in by_name.items()}
     on_weights = {name: ((blocks.dequantize(256) - rows) ** 2).mean() for name, blocks in by_name.items()}
     importance = {n: ((b.dequantize(256) - rows) ** 2 * inputs.diagonal).mean() for n, b in by_name.items()}
     assert outputs["refine"] < 0.95 * outputs["gptq"] < 0.8 * outputs["mse"]
+    assert outputs["signround"] < 0.9 * outputs["mse"]
     assert on_weights["mse"] < on_weights["gptq"], "what GPTQ wins on outputs it pays for on weights"
     assert importance["weighted_mse"] < importance["mse"]
     again = Refine(after=Mse(), sweeps=1).quantize(rows, form, inputs)
