@@ -49,30 +49,33 @@ class Signround(Method):
             for kept, new in ((best.codes, found.codes), (best.scales, found.scales), (best.zero_points, found.zero_points)):
                 kept[better] = new[better]
             rate = np.float32((1 - step / self.iterations) / self.iterations)
-            self._move(tiles, pull, found, offset, low, high, ends, form, rate)
+            _move(tiles, pull, found, offset, low, high, ends, form, rate)
         return best
 
-    @staticmethod
-    def _move(tiles, pull, found, offset, low, high, ends, form, rate):  # type: ignore[no-untyped-def]
-        """A step against the signs of the gradients of offsets and ends, in place; `pull` is E H, minus half the one of W'."""
-        count, blocks, size = tiles.shape
-        away = np.zeros((count, blocks * size), np.float32)
-        away[:, : pull.shape[1]] = pull
-        away = away.reshape(tiles.shape)
-        scale, zero = found.scales[..., None], found.zero_points[..., None].astype(np.float32)
-        codes = found.codes.reshape(tiles.shape).astype(np.float32)
-        wanted = np.rint(tiles / scale + offset.reshape(tiles.shape)) + zero
-        inside = (wanted >= 0) & (wanted <= form.max_code)
-        offset += rate * np.sign(away * scale * inside).reshape(offset.shape)
-        np.clip(offset, -0.5, 0.5, out=offset)
-        # W' = (code - zero) * scale, the code moving against the scale as far as it is not clipped
-        by_scale = (away * (codes - zero - inside * tiles / scale)).sum(-1)
-        if form.symmetric:
-            ends += rate * np.sign(by_scale * found.scales)
-        else:
-            ends[0] += rate * np.sign(-by_scale * low)
-            ends[1] += rate * np.sign(by_scale * high)
-        np.clip(ends, 0, 1, out=ends)
+
+def _move(
+    tiles: np.ndarray, pull: np.ndarray, found: Blocks, offset: np.ndarray, low: np.ndarray, high: np.ndarray, ends: np.ndarray,
+    form: BlockFormat, rate: np.float32,
+) -> None:  # fmt: skip
+    """A step against the signs of the gradients of offsets and ends, in place; `pull` is E H, minus half the one of W'."""
+    count, blocks, size = tiles.shape
+    away = np.zeros((count, blocks * size), np.float32)
+    away[:, : pull.shape[1]] = pull
+    away = away.reshape(tiles.shape)
+    scale, zero = found.scales[..., None], found.zero_points[..., None].astype(np.float32)
+    codes = found.codes.reshape(tiles.shape).astype(np.float32)
+    wanted = np.rint(tiles / scale + offset.reshape(tiles.shape)) + zero
+    inside = (wanted >= 0) & (wanted <= form.max_code)
+    offset += rate * np.sign(away * scale * inside).reshape(offset.shape)
+    np.clip(offset, -0.5, 0.5, out=offset)
+    # W' = (code - zero) * scale, the code moving against the scale as far as it is not clipped
+    by_scale = (away * (codes - zero - inside * tiles / scale)).sum(-1)
+    if form.symmetric:
+        ends += rate * np.sign(by_scale * found.scales)
+    else:
+        ends[0] += rate * np.sign(-by_scale * low)
+        ends[1] += rate * np.sign(by_scale * high)
+    np.clip(ends, 0, 1, out=ends)
 
 
 def _round(
