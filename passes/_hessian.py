@@ -12,6 +12,7 @@ from functools import cached_property
 import numpy as np
 
 from passes._cores import in_order
+from passes.base import PassError
 
 TILE = 512
 WIDE_SUMS = 8192
@@ -53,6 +54,9 @@ class Hessian:
         Args:
             damping: share of the mean of the diagonal.
             ordered: of the weights taken in `order`.
+
+        Raises:
+            PassError: no damping helps; the inputs are NaN or infinite.
         """
         return self._factors(damping, ordered)[0]
 
@@ -72,10 +76,10 @@ class Hessian:
         return found
 
     def _factors(self, damping: float, ordered: bool) -> tuple[np.ndarray, np.ndarray]:
-        """The unit upper triangular U and the pivots D of U diagonal(D) U^T = H + damping; the last ones are kept."""
+        """The unit upper triangular U and the pivots D of U diagonal(D) U^T = H + damping; made once."""
         with self._lock:
             if (damping, ordered) not in self._known:
-                self._known = {(damping, ordered): self._factorize(damping, ordered)}
+                self._known[damping, ordered] = self._factorize(damping, ordered)
             return self._known[damping, ordered]
 
     def _factorize(self, damping: float, ordered: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -91,7 +95,10 @@ class Hessian:
             roots = np.diagonal(factor).copy()
             factor /= roots
             return factor, roots**2
-        raise np.linalg.LinAlgError("the second moments of the inputs are not positive definite (NaN activations?)")
+        raise PassError(
+            "the inputs of a layer are no numbers that its weights can be fitted to (NaN or infinite?): the checkpoint is "
+            "damaged, or its activations overflow."
+        )
 
 
 class Moments:

@@ -68,7 +68,7 @@ def calibrate(
     work = [sum(p.weight.source.nbytes for p in stage.products) for stage in stages.stages[: len(keys)]]
     begun = last_save = time.monotonic()
     with threadpool_limits(1, "blas"), store.scratch() as scratch:
-        first, both, saved = _resume(stages, scratch, keys, store, windows)
+        first, both, saved = _resume(stages, scratch, keys, store, windows, known)
         for number in range(first, len(keys)):
             if number > first and time.monotonic() - last_save > SAVE_SECONDS and _opens_layer(stages, number):
                 kept = store.put(_states_key(keys[number]), both.save)
@@ -128,10 +128,11 @@ def _states_key(key: Key) -> str:
 
 
 def _resume(
-    stages: Stages, scratch: Path, keys: list[Key], store: Store, windows: np.ndarray
+    stages: Stages, scratch: Path, keys: list[Key], store: Store, windows: np.ndarray, known: dict[QuantizedWeight, Entry]
 ) -> tuple[int, SideBySide, Entry | None]:
     """The stage to go on with, both models before it, and where their states were saved."""
-    for number in range(len(keys) - 1, 0, -1):
+    unfinished = next(number for number, key in enumerate(keys) if not key.weights.keys() <= known.keys())
+    for number in range(unfinished, 0, -1):
         if (entry := store.get(_states_key(keys[number]))) is not None:
             return number, SideBySide.load(stages, scratch, entry), entry
     size = max(1, BATCH_TOKENS // windows.shape[1])
