@@ -83,17 +83,18 @@ class Bench:
 
 def divergences(bench: Bench, all_bits: list[int], blocks: list[int]) -> None:
     """The table of the demo model."""
-    print("| bits | block | method | bits per weight | perplexity | KL (nats/token) | same top token | seconds |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| bits | block | method | bits per weight | ONNX data | perplexity | KL (nats/token) | same top token | seconds |")
+    print("|---|---|---|---|---|---|---|---|---|")
     for block in blocks:
         for bits in all_bits:
             for case in CASES:
-                _, found = bench.run(case, PYDOCS, bits, block, "validate: {windows: 60}")
+                folder, found = bench.run(case, PYDOCS, bits, block, "validate: {windows: 60}")
+                size = (folder / "onnx" / "model.onnx.data").stat().st_size
                 quality = found["quality"]["onnxruntime"]
                 seconds = sum(s["seconds"] for s in found["steps"] if s["name"] in ("calibrate", "finetune", "write onnx"))
                 print(
-                    f"| {bits} | {block} | {case.name} | {found['size']['bits_per_weight']:.3f} | {quality['perplexity']:.2f} "
-                    f"| {quality['kl_divergence']:.4f} | {quality['top1_agreement']:.1%} | {seconds:.0f} |",
+                    f"| {bits} | {block} | {case.name} | {found['size']['bits_per_weight']:.3f} | {size / 1e6:.2f} MB "
+                    f"| {quality['perplexity']:.2f} | {quality['kl_divergence']:.4f} | {quality['top1_agreement']:.1%} | {seconds:.0f} |",
                     flush=True,
                 )
     print(f"\nfloat model: perplexity {quality['reference_perplexity']:.2f}\n", flush=True)
