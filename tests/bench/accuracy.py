@@ -94,7 +94,8 @@ def divergences(bench: Bench, all_bits: list[int], blocks: list[int]) -> None:
                 seconds = sum(s["seconds"] for s in found["steps"] if s["name"] in ("calibrate", "finetune", "write onnx"))
                 print(
                     f"| {bits} | {block} | {case.name} | {found['size']['bits_per_weight']:.3f} | {size / 1e6:.2f} MB "
-                    f"| {quality['perplexity']:.2f} | {quality['kl_divergence']:.4f} | {quality['top1_agreement']:.1%} | {seconds:.0f} |",
+                    f"| {quality['perplexity']:.2f} | {quality['kl_divergence']:.4f} | {quality['top1_agreement']:.1%} "
+                    f"| {seconds:.0f} |",
                     flush=True,
                 )
     print(f"\nfloat model: perplexity {quality['reference_perplexity']:.2f}\n", flush=True)
