@@ -27,6 +27,7 @@ passes:
   - quantize_matmul: {{bits: 4, block_size: 64, include: [lm_head, '*.o_proj']}}
   - quantize_matmul: {{bits: 3, block_size: 64, method: mse, include: ['*.down_proj']}}
   - quantize_matmul: {{bits: 2, block_size: 64, method: refine}}
+  - finetune_blocks: {{epochs: 1, batch: 4, include: ['model.layers.[12].*']}}
 validate: {{windows: 2, window: 128}}
 convert: {{}}
 """
