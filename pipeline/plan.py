@@ -208,8 +208,10 @@ def plan_tables(plan: Plan) -> list[Table]:
     )
     for (kind, shape, what, method), members in groups.items():
         size = megabytes(sum(one.onnx_bytes for one in members))
-        known = sum(one.cached for one in members)
-        layers.add_row(kind, f"{len(members)} x", shape, what, method, size, f"{known} of {len(members)}")
+        known = f"{sum(one.cached for one in members)} of {len(members)}"
+        if members[0].weight.method.calibrated or members[0].weight.training is not None:
+            known = "at run time"  # the key holds what all earlier layers became
+        layers.add_row(kind, f"{len(members)} x", shape, what, method, size, known)
     totals = Table(show_header=False)
     totals.add_row("reads", megabytes(plan.source_bytes))
     totals.add_row("bits per weight", f"{plan.bits_per_weight:.3f}")
@@ -231,4 +233,6 @@ def plan_tables(plan: Plan) -> list[Table]:
 
 
 def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
