@@ -33,7 +33,7 @@ def stream(weights: dict[str, Weight], folder: Path) -> tuple[Streamed, bytes]:
     path.unlink(missing_ok=True)
     data = DataFile(path)
     done: list[tuple[int, int]] = []
-    streamed = stream_weights(weights, SourceDigests(store), store, data, lambda *shares: done.append(shares))
+    streamed = stream_weights(weights, SourceDigests(store), store, data, lambda *shares: done.append(shares), {})
     data.close()
     assert done[-1][0] == done[-1][1], "all that was to be read was read"
     return streamed, path.read_bytes()
