@@ -31,11 +31,10 @@ class Rotation:
         shape = x.shape
         signs = np.random.default_rng([self.seed, self.size]).choice(np.array([-1, 1], np.float32), self.size)
         x = x.reshape(-1, self.size).astype(np.float32) * signs
-        left, right = 1, self.size
+        right = self.size
         for factor in hadamard_factors(self.size):
             right //= len(factor)
             x = np.matmul(factor.T, x.reshape(-1, len(factor), right))
-            left *= len(factor)
         return (x.reshape(shape) / np.float32(math.sqrt(self.size))).astype(np.float32)
 
 
@@ -46,14 +45,13 @@ def hadamard_factors(size: int) -> tuple[np.ndarray, ...]:
     Raises:
         PassError: Paley's two constructions over prime fields (Paley 1933) give none of that order.
     """
-    odd = size & -size
-    for power in range(odd.bit_length() - 1, -1, -1):
+    twos = (size & -size).bit_length() - 1
+    half = np.array([[1, 1], [1, -1]], np.float32)
+    for power in range(twos, -1, -1):
         first = _paley(size >> power)
         if first is not None:
-            twos = [2] * power
             merged: list[np.ndarray] = []
-            for _ in twos:
-                half = np.array([[1, 1], [1, -1]], np.float32)
+            for _ in range(power):
                 if merged and len(merged[-1]) < LARGEST:
                     merged[-1] = np.kron(merged[-1], half)
                 else:

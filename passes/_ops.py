@@ -73,6 +73,12 @@ def quantized_weight(node: gs.Node) -> QuantizedWeight | None:
     return values.of if isinstance(values, Part) else None
 
 
+def quantized_matmuls(graph: gs.Graph) -> list[tuple[gs.Node, QuantizedWeight]]:
+    """Every quantized MatMul of a graph and its weight; lookups in quantized tables are none."""
+    nodes = (node for node in graph.nodes if node.op != "GatherBlockQuantized")
+    return [(node, weight) for node in nodes if (weight := quantized_weight(node)) is not None]
+
+
 def scales_as_float(graph: gs.Graph, weight: QuantizedWeight, scales: gs.Constant) -> gs.Tensor:
     """The scales as float32: half-precision ones are widened by a Cast that onnxruntime folds at load."""
     if scales._values.onnx_dtype == TensorProto.FLOAT:

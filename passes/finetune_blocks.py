@@ -9,7 +9,7 @@ import onnx_graphsurgeon as gs
 from pydantic import Field
 
 from passes._names import select
-from passes._ops import quantized_weight
+from passes._ops import quantized_matmuls
 from passes._quantized import Part
 from passes.base import Outcome, Pass, PassError
 
@@ -46,16 +46,15 @@ class FinetuneBlocks(Pass):
         return True
 
     def apply(self, graph: gs.Graph) -> Outcome:
-        found = {w.name: n for n in graph.nodes if n.op != "GatherBlockQuantized" and (w := quantized_weight(n)) is not None}
+        found = {weight.name: (node, weight) for node, weight in quantized_matmuls(graph)}
         if not found:
             raise PassError("no quantized MatMul found; put quantize_matmul before it.")
         skipped = select(list(found), self.include, self.exclude, also=set())
         rewritten = tuple(name for name in found if name not in skipped)
         for name in rewritten:
-            weight = quantized_weight(found[name])
-            assert weight is not None
+            node, weight = found[name]
             trained = replace(weight, training=self)
-            parts = [t for t in _constants(found[name]) if isinstance(t._values, Part) and t._values.of is weight]
+            parts = [t for t in _constants(node) if isinstance(t._values, Part) and t._values.of is weight]
             for tensor in parts:
                 tensor.values = trained.parts[tensor._values.part]
         return Outcome(rewritten, skipped)

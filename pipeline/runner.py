@@ -17,7 +17,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from rich.console import Console
 
-from passes._ops import quantized_weight
+from passes._ops import quantized_matmuls, quantized_weight
 from passes._quantized import QuantizedWeight
 from pipeline import export, validate
 from pipeline.calibrate import calibrate
@@ -192,7 +192,7 @@ def _calibrate(run: Run, graph: gs.Graph, text: np.ndarray) -> None:
 
 def _finetune(run: Run, graph: gs.Graph, text: np.ndarray) -> None:
     """Train the codes that a pass marked, if any, beginning with those of its method."""
-    matmuls = [w for n in graph.nodes if n.op != "GatherBlockQuantized" and (w := quantized_weight(n)) is not None]
+    matmuls = [weight for _, weight in quantized_matmuls(graph)]
     training = next((weight.training for weight in matmuls if weight.training is not None), None)
     if training is None:
         return

@@ -16,7 +16,7 @@ import onnx
 import onnx_graphsurgeon as gs
 import onnxruntime
 
-from passes._ops import quantized_weight
+from passes._ops import quantized_matmuls
 from passes._quantized import QuantizedWeight
 from passes._weights import Weight
 from pipeline.checkpoint import CheckpointWeight
@@ -55,7 +55,7 @@ class Stages:
 
     def __init__(self, graph: gs.Graph, folder: Path, keep: frozenset[str] = frozenset()) -> None:
         self.graph, self.folder = graph, folder
-        found = {id(n): w for n in graph.nodes if n.op != "GatherBlockQuantized" and (w := quantized_weight(n)) is not None}
+        found = {id(node): weight for node, weight in quantized_matmuls(graph)}
         wanted = needed([t for n in graph.nodes if id(n) in found for t in n.outputs])
         cut = pieces(
             [node for node in graph.nodes if id(node) in wanted],
