@@ -49,6 +49,8 @@ class FinetuneBlocks(Pass):
         found = {weight.name: (node, weight) for node, weight in quantized_matmuls(graph)}
         if not found:
             raise PassError("no quantized MatMul found; put quantize_matmul before it.")
+        if any(weight.training is not None for _, weight in found.values()):
+            raise PassError("finetune_blocks stands twice here; all layers are trained in one go, so give it one entry.")
         skipped = select(list(found), self.include, self.exclude, also=set())
         rewritten = tuple(name for name in found if name not in skipped)
         for name in rewritten:
