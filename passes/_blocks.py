@@ -2,9 +2,10 @@
 
     weight = (code - zero_point) * scale
 
-`code` and `zero_point` are integers in [0, 2^bits - 1]; `block_size` weights along K share one scale and
-one zero point. This is onnxruntime's MatMulNBits (com.microsoft operator documentation); MNN stores the
-same grid as weight = (code - 2^(bits-1)) * scale + offset with offset = (2^(bits-1) - zero_point) * scale.
+`code` is an integer in [0, 2^bits - 1]; `block_size` weights along K share one scale and one zero point, an integer of
+the same range or any number. This is onnxruntime's MatMulNBits (com.microsoft operator documentation); MNN stores the
+same grid as weight = (code - 2^(bits-1)) * scale + offset with offset = (2^(bits-1) - zero_point) * scale. Where zero
+points are floats the offsets are what files hold, and a zero point is what follows: 2^(bits-1) - offset / scale.
 """
 
 from __future__ import annotations
@@ -17,20 +18,27 @@ import numba
 import numpy as np
 
 ScaleDtype = Literal["fp16", "fp32"]
+ZeroPoint = Literal["integer", "float"]
 
 
 @dataclass(frozen=True)
 class BlockFormat:
-    """How one weight [N, K] is stored: bits of a code, weights per scale, and dtype of the scales."""
+    """How one weight [N, K] is stored: bits of a code, weights per scale, dtype of scales (and offsets), kind of zero point."""
 
     bits: int
     block_size: int
     symmetric: bool
     scale_dtype: ScaleDtype
+    zero_point: ZeroPoint = "integer"
 
     @property
     def max_code(self) -> int:
         return (1 << self.bits) - 1
+
+    @property
+    def free(self) -> bool:
+        """Whether zero points are floats."""
+        return self.zero_point == "float"
 
     @property
     def middle(self) -> int:
@@ -65,7 +73,8 @@ class BlockFormat:
         """Stored bits per weight of a row of `k` in the ONNX file, scales and zero points counted."""
         blocks = self.block_count(k)
         scale_bits = 16 if self.scale_dtype == "fp16" else 32
-        zero_bits = 0 if self.symmetric else 8 * math.ceil(blocks * self.zero_point_bits / 8)
+        zero_bits = blocks * scale_bits if self.free else 8 * math.ceil(blocks * self.zero_point_bits / 8)
+        zero_bits = 0 if self.symmetric else zero_bits
         return (blocks * (self.block_size * self.bits + scale_bits) + zero_bits) / k
 
 
@@ -76,7 +85,7 @@ class Blocks:
     Attributes:
         codes: uint8 [rows, blocks * block_size]; the padding of a ragged last block holds its zero point.
         scales: float32 [rows, blocks].
-        zero_points: uint8 [rows, blocks].
+        zero_points: uint8 [rows, blocks], or float32 where they are free.
     """
 
     codes: np.ndarray
@@ -95,11 +104,12 @@ def rounding_table(form: BlockFormat) -> np.ndarray:
 
     MNN stores scale and (2^(bits-1) - zero_point) * scale. With |2^(bits-1) - zero_point| = odd * 2^j and
     `odd` of k bits, the product is exact whenever the scale has at most precision - k significand bits
-    (all of them when odd is 1). Below the limit the dtype is subnormal: a fixed step, not fixed digits.
+    (all of them when odd is 1). Below the limit the dtype is subnormal: a fixed step, not fixed digits. Offsets of
+    free zero points are rounded on their own, and every row of the table is the same.
     """
     table = np.empty((form.max_code + 1, 2), np.float32)
     for zero_point in range(form.max_code + 1):
-        odd = abs(form.middle - zero_point)
+        odd = 0 if form.free else abs(form.middle - zero_point)
         while odd and odd % 2 == 0:
             odd //= 2
         keep = form.precision - (odd.bit_length() if odd > 1 else 0)
@@ -107,17 +117,31 @@ def rounding_table(form: BlockFormat) -> np.ndarray:
     return table
 
 
-def exact_scales(scales: np.ndarray, zero_points: np.ndarray, form: BlockFormat) -> np.ndarray:
-    """`exact_scale` of each of `scales`, float32 [rows, blocks], with its zero point."""
+def exact_grid(scales: np.ndarray, zero_points: np.ndarray, form: BlockFormat) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest scales and zero points that a file holds exactly, float32 [rows, blocks] and as in `Blocks`.
+
+    Integer zero points stay as they are; free ones follow from their rounded offsets.
+    """
     found = np.ascontiguousarray(scales, np.float32).copy()
-    _round_all(found.reshape(-1), zero_points.reshape(-1), rounding_table(form), form.smallest_scale)
-    return found
+    table, zeros = rounding_table(form), np.ascontiguousarray(zero_points, np.float32 if form.free else np.uint8)
+    _round_all(found.reshape(-1), zeros.reshape(-1), table, form.smallest_scale)
+    if form.free:
+        zeros = np.float32(form.middle) - offsets_of(found, zeros, form).astype(np.float32) / found
+    return found, zeros
+
+
+def offsets_of(scales: np.ndarray, zero_points: np.ndarray, form: BlockFormat) -> np.ndarray:
+    """What a code of 2^(bits-1) stands for, [rows, blocks] in the scale dtype; too large ones become infinite."""
+    offsets = (np.float32(form.middle) - zero_points.astype(np.float32)) * scales
+    with np.errstate(over="ignore"):
+        return offsets.astype(np.float16 if form.scale_dtype == "fp16" else np.float32)
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def _round_all(scales, zeros, table, smallest):  # type: ignore[no-untyped-def]
     for i in range(scales.size):
-        scales[i] = exact_scale(scales[i], table[zeros[i], 0], table[zeros[i], 1], smallest)
+        row = min(max(int(zeros[i]), 0), len(table) - 1)
+        scales[i] = exact_scale(scales[i], table[row, 0], table[row, 1], smallest)
 
 
 @numba.njit(inline="always", error_model="numpy")
@@ -126,10 +150,15 @@ def exact_scale(scale, splitter, limit, smallest):  # type: ignore[no-untyped-de
 
     Rounding to fewer digits is Veltkamp's splitting (Dekker 1971), exact in float32 arithmetic.
     """
-    split = scale * splitter
-    rounded = split - (split - scale)
+    rounded = exact_value(scale, splitter, limit, smallest)
+    return rounded if rounded != 0 else np.float32(max(smallest, 2.0**-126))
+
+
+@numba.njit(inline="always", error_model="numpy")
+def exact_value(value, splitter, limit, smallest):  # type: ignore[no-untyped-def]
+    """The nearest number of as many digits as `splitter` says, or, below `limit`, the nearest multiple of `smallest`."""
+    split = value * splitter
+    rounded = split - (split - value)
     if abs(rounded) < limit:
-        rounded = np.float32(np.rint(np.float64(scale) / smallest) * smallest)
-        if rounded == 0:
-            rounded = np.float32(max(smallest, 2.0**-126))
+        rounded = np.float32(np.rint(np.float64(value) / smallest) * smallest)
     return rounded

@@ -46,20 +46,22 @@ MatMul3Bits <K, N, block_size, accuracy_level, bits, layout, nibble_shape> (A, B
 def add_matmul(graph: gs.Graph, weight: QuantizedWeight, x: gs.Tensor, y: gs.Tensor, accuracy_level: int) -> gs.Node:
     """Add y = x @ dequantized(weight).T to the graph; x float32 [..., K], y float32 [..., N].
 
-    The node is named after the layer and its constants `<layer>.codes`, `.scales`, `.zero_points`.
+    The node is named after the layer and its constants `<layer>.codes`, `.scales`, `.zero_points` or `.offsets`.
     """
     form, (n, k) = weight.form, weight.source.shape
     constants = {part: gs.Constant(f"{weight.name}.{part}", values) for part, values in weight.parts.items()}
-    inputs = [x, constants["codes"], scales_as_float(graph, weight, constants["scales"])]
+    scales = as_float(graph, weight, "scales", constants["scales"])
+    inputs = [x, constants["codes"], scales]
+    zeros = _free_zero_points(graph, weight, constants["offsets"], scales) if form.free else constants.get("zero_points")
     attrs: dict[str, object] = {"K": k, "N": n, "block_size": form.block_size, "accuracy_level": accuracy_level}
     blocks = form.block_count(k)
     if form.bits == 3:
         _declare_matmul_3_bits(graph)
         attrs |= {"bits": 3, "layout": NIB77, "nibble_shape": [n, blocks, form.block_size // 2]}
-        zeros = constants.get("zero_points") or _middle_nibbles(graph, weight, n, -(-blocks // 2))
+        zeros = zeros or _middle_nibbles(graph, weight, n, -(-blocks // 2))
         node = gs.Node("MatMul3Bits", weight.name, attrs, [*inputs, zeros], [y], domain=DOMAIN)
     else:
-        inputs += [constants["zero_points"]] if "zero_points" in constants else []
+        inputs += [] if zeros is None else [zeros]
         node = gs.Node("MatMulNBits", weight.name, attrs | {"bits": form.bits}, inputs, [y], domain=MICROSOFT)
     graph.nodes.append(node)
     return node
@@ -79,13 +81,23 @@ def quantized_matmuls(graph: gs.Graph) -> list[tuple[gs.Node, QuantizedWeight]]:
     return [(node, weight) for node in nodes if (weight := quantized_weight(node)) is not None]
 
 
-def scales_as_float(graph: gs.Graph, weight: QuantizedWeight, scales: gs.Constant) -> gs.Tensor:
-    """The scales as float32: half-precision ones are widened by a Cast that onnxruntime folds at load."""
-    if scales._values.onnx_dtype == TensorProto.FLOAT:
-        return scales
-    wide = gs.Variable(f"{weight.name}.scales_fp32", np.float32, scales.shape)
-    graph.nodes.append(gs.Node("Cast", f"{weight.name}.widen_scales", {"to": TensorProto.FLOAT}, [scales], [wide]))
+def as_float(graph: gs.Graph, weight: QuantizedWeight, part: str, values: gs.Constant) -> gs.Tensor:
+    """Scales or offsets as float32: half-precision ones are widened by a Cast that onnxruntime folds at load."""
+    if values._values.onnx_dtype == TensorProto.FLOAT:
+        return values
+    wide = gs.Variable(f"{weight.name}.{part}_fp32", np.float32, values.shape)
+    graph.nodes.append(gs.Node("Cast", f"{weight.name}.widen_{part}", {"to": TensorProto.FLOAT}, [values], [wide]))
     return wide
+
+
+def _free_zero_points(graph: gs.Graph, weight: QuantizedWeight, offsets: gs.Constant, scales: gs.Tensor) -> gs.Tensor:
+    """2^(bits-1) - offsets / scales, float32 [N, blocks], folded at load: so the file holds what MNN's holds."""
+    steps, zeros = (gs.Variable(f"{weight.name}.{what}", np.float32, offsets.shape) for what in ("steps", "zero_points"))
+    middle = gs.Constant(f"{weight.name}.middle", np.array(weight.form.middle, np.float32))
+    wide = as_float(graph, weight, "offsets", offsets)
+    graph.nodes.append(gs.Node("Div", steps.name, {}, [wide, scales], [steps]))
+    graph.nodes.append(gs.Node("Sub", zeros.name, {}, [middle, steps], [zeros]))
+    return zeros
 
 
 def _middle_nibbles(graph: gs.Graph, weight: QuantizedWeight, *shape: int) -> gs.Tensor:

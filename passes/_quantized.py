@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from passes._blocks import BlockFormat, Blocks
+from passes._blocks import BlockFormat, Blocks, offsets_of
 from passes._cores import in_order
 from passes._hessian import Hessian
 from passes._pack import pack_codes, pack_lsb
@@ -31,6 +31,7 @@ class Chunk:
     codes: np.ndarray
     scales: np.ndarray
     zero_points: np.ndarray | None
+    offsets: np.ndarray | None
     squared_error: float
 
 
@@ -67,14 +68,16 @@ class QuantizedWeight:
 
     @cached_property
     def shapes(self) -> dict[str, tuple[tuple[int, ...], int]]:
-        """Shape and ONNX dtype of each stored part: codes, scales and, unless symmetric, zero_points."""
+        """Shape and ONNX dtype of each stored part: codes, scales and, unless symmetric, zero_points or offsets."""
         n, k = self.source.shape
         form, blocks = self.form, self.form.block_count(k)
         padded = blocks * form.block_size
         codes = (n, 3, padded // 8) if form.bits == 3 else (n, blocks, form.block_size * form.bits // 8)
         scale = TensorProto.FLOAT16 if form.scale_dtype == "fp16" else TensorProto.FLOAT
         parts = {"codes": (codes, TensorProto.UINT8), "scales": ((n, blocks), scale)}
-        if not form.symmetric:
+        if form.free:
+            parts["offsets"] = parts["scales"]
+        elif not form.symmetric:
             parts["zero_points"] = (n, -(-blocks * form.zero_point_bits // 8)), TensorProto.UINT8
         return parts
 
@@ -107,22 +110,25 @@ class QuantizedWeight:
         """What the file holds of `rows`, the first of them row `start`, quantized to `blocks`.
 
         Raises:
-            PassError: a scale is too large for the scale dtype.
+            PassError: a scale or an offset is too large for the scale dtype.
         """
-        if np.abs(blocks.scales).max(initial=0) > self.form.largest_scale:
+        form = self.form
+        offsets = offsets_of(blocks.scales, blocks.zero_points, form) if form.free else None
+        beyond = offsets is not None and not np.isfinite(offsets).all()
+        if beyond or np.abs(blocks.scales).max(initial=0) > form.largest_scale:
             raise PassError(
                 f"{self.name}: weights in rows {start} to {start + len(rows)} need scales beyond "
-                f"{self.form.scale_dtype}; set scale_dtype: fp32."
+                f"{form.scale_dtype}; set scale_dtype: fp32."
             )
         bits, shift = as_bits(rows)
         error = squared_error(bits, np.uint32(shift), blocks.codes, blocks.scales, blocks.zero_points)
-        zeros = None if self.form.symmetric else pack_lsb(blocks.zero_points, self.form.zero_point_bits)
-        scales = blocks.scales.astype(np.float16) if self.form.scale_dtype == "fp16" else blocks.scales
-        return Chunk(pack_codes(blocks.codes, self.form.bits), scales, zeros, error)
+        zeros = None if form.symmetric or form.free else pack_lsb(blocks.zero_points, form.zero_point_bits)
+        scales = blocks.scales.astype(np.float16) if form.scale_dtype == "fp16" else blocks.scales
+        return Chunk(pack_codes(blocks.codes, form.bits), scales, zeros, offsets, error)
 
 
 class Part(Weight):
-    """The codes, scales or zero points of a quantized weight, as a constant of the graph."""
+    """The codes, scales, zero points or offsets of a quantized weight, as a constant of the graph."""
 
     def __init__(self, of: QuantizedWeight, part: str, shape: tuple[int, ...], onnx_dtype: int) -> None:
         super().__init__(shape, onnx_dtype)

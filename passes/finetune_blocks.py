@@ -18,7 +18,7 @@ class FinetuneBlocks(Pass):
     """Train the codes and scales of quantized layers, one decoder block at a time against the float block's output.
 
     The first phase of EfficientQAT (Chen et al., arXiv:2407.11062): rounding is trained through, its gradient passed straight;
-    zero points stay. Then, if asked, all blocks and lm_head are trained together on the KL divergence from the float
+    integer zero points stay. Then, if asked, all blocks and lm_head are trained together on the KL divergence from the float
     model. It begins with the codes that `quantize_matmul` chose, so it comes after it, and reads the text of `calibrate:`.
     """
 
@@ -29,7 +29,7 @@ class FinetuneBlocks(Pass):
     learning_rate: Annotated[float, Field(gt=0)] = 0.005
     """Of the codes, in steps of a code."""
     scale_learning_rate: Annotated[float, Field(gt=0)] = 0.002
-    """Of the logarithms of the scales."""
+    """Of the logarithms of the scales, and of free zero points."""
     batch: Annotated[int, Field(ge=1)] = 8
     """Windows of one step."""
     seed: Annotated[int, Field(ge=0)] = 0
@@ -63,6 +63,11 @@ class FinetuneBlocks(Pass):
 
 
 def _constants(node: gs.Node) -> list[gs.Constant]:
-    """The constants that a node reads, directly or through one more node."""
-    inputs = [t for one in node.inputs for t in (one, *(u for maker in one.inputs for u in maker.inputs))]
-    return [t for t in inputs if isinstance(t, gs.Constant)]
+    """The constants behind what a quantized MatMul multiplies by."""
+    found, todo = [], list(node.inputs[1:])
+    while todo:
+        tensor = todo.pop()
+        if isinstance(tensor, gs.Constant):
+            found.append(tensor)
+        todo += [t for maker in tensor.inputs for t in maker.inputs]
+    return found

@@ -10,7 +10,7 @@ from onnx import TensorProto
 from passes._blocks import BlockFormat, ScaleDtype
 from passes._match import behind, readers
 from passes._method_choice import MethodChoice
-from passes._ops import MICROSOFT, scales_as_float
+from passes._ops import MICROSOFT, as_float
 from passes._quantized import Part, QuantizedWeight
 from passes._weights import weight_of
 from passes.base import Outcome, Pass, PassError
@@ -59,7 +59,7 @@ class QuantizeEmbedding(Pass):
         weight = QuantizedWeight(name, weight_of(table), form, self.method)
         rows, columns = table.shape
         codes = Part(weight, "codes", (rows, columns * self.bits // 8), TensorProto.UINT8)  # flat, not by blocks
-        scales = scales_as_float(graph, weight, gs.Constant(f"{name}.scales", weight.parts["scales"]))
+        scales = as_float(graph, weight, "scales", gs.Constant(f"{name}.scales", weight.parts["scales"]))
         zeros = gs.Constant(f"{name}.zero_points", weight.parts["zero_points"])
         inputs = [gs.Constant(f"{name}.codes", codes), node.inputs[1], scales, zeros]
         attrs = {"bits": self.bits, "block_size": self.block_size, "gather_axis": 0, "quantize_axis": 1}

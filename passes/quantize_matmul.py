@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import onnx_graphsurgeon as gs
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from passes._blocks import BlockFormat, ScaleDtype
+from passes._blocks import BlockFormat, ScaleDtype, ZeroPoint
 from passes._match import MatmulWeight, matmul_weight
 from passes._method_choice import MethodChoice
 from passes._names import layer_name, select
@@ -31,6 +31,9 @@ class QuantizeMatmul(Pass):
     """Weights along K that share one scale: MNN's `quant_block`, elsewhere "group size"."""
     symmetric: bool = False
     """Without zero points: smaller by bits / block_size per weight, less accurate at 2 and 3 bits."""
+    zero_point: ZeroPoint = "integer"
+    """`float`: more accurate, and free in MNN, which stores offsets anyway; onnxruntime's file grows by 16 bits a block and
+    is computed in float32, slowly."""
     method: MethodChoice = Rtn()
     """How codes are chosen: a file of passes/methods/."""
     scale_dtype: ScaleDtype = "fp16"
@@ -41,6 +44,16 @@ class QuantizeMatmul(Pass):
     """Globs on layer names to leave as they are; stronger than `include`."""
     accuracy_level: Annotated[int, Field(ge=0, le=4)] = 4
     """onnxruntime's arithmetic: 4 = int8 activations (fast), 0 = float32 (exact)."""
+
+    @model_validator(mode="after")
+    def _check_zero_point(self) -> Self:
+        if self.zero_point == "float" and self.symmetric:
+            raise ValueError("zero_point: float and symmetric: true contradict each other; leave one out")
+        if self.zero_point == "float" and self.bits == 8:
+            raise ValueError(
+                "onnxruntime runs float zero points at 2, 3 and 4 bits only; at 8 bits leave zero_point: float out"
+            )
+        return self
 
     @property
     def calibrated(self) -> bool:
@@ -69,7 +82,7 @@ class QuantizeMatmul(Pass):
         return Outcome(rewritten, skipped, tuple(notes))
 
     def _rewrite(self, graph: gs.Graph, name: str, node: gs.Node, operand: MatmulWeight) -> None:
-        form = BlockFormat(self.bits, self.block_size, self.symmetric, self.scale_dtype)
+        form = BlockFormat(self.bits, self.block_size, self.symmetric, self.scale_dtype, self.zero_point)
         weight = QuantizedWeight(name, operand.weight, form, self.method)
         x, y = node.inputs[0], node.outputs[0]
         node.outputs.clear()

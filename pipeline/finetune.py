@@ -139,7 +139,7 @@ class _Training:
         options, count = self.options, len(self.windows)
         groups = (
             {"params": [linear.latent for linear in trained.values()], "lr": options.learning_rate},
-            {"params": [linear.stretch for linear in trained.values()], "lr": options.scale_learning_rate},
+            {"params": [p for linear in trained.values() for p in linear.grid], "lr": options.scale_learning_rate},
         )
         optimizer = torch.optim.Adam(groups, betas=BETAS)
         steps = epochs * -(-count // options.batch)

@@ -82,7 +82,7 @@ def _weight(weight: QuantizedWeight, source: str, entry: Entry) -> dict[str, Any
     form = weight.form
     return {
         "shape": list(weight.source.shape), "bits": form.bits, "block_size": form.block_size, "symmetric": form.symmetric,
-        "method": weight.made_by, "mse": entry.facts["mse"],
+        "zero_point": form.zero_point, "method": weight.made_by, "mse": entry.facts["mse"],
         "bits_per_weight": form.bits_per_weight(weight.source.shape[1]), "source_sha256": source,
         "codes_sha256": entry.files["codes"],
     }  # fmt: skip

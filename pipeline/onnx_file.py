@@ -80,7 +80,7 @@ def quantization_metadata(weights: list[QuantizedWeight]) -> dict[str, str]:
     rows = {
         w.name: {
             "bits": w.form.bits, "block_size": w.form.block_size, "symmetric": w.form.symmetric,
-            "method": w.made_by, "layout": "nib77" if w.form.bits == 3 else "lsb",
+            "zero_point": w.form.zero_point, "method": w.made_by, "layout": "nib77" if w.form.bits == 3 else "lsb",
         }
         for w in weights
     }  # fmt: skip

@@ -201,7 +201,8 @@ def plan_tables(plan: Plan) -> list[Table]:
         form = one.weight.form
         kind = one.weight.name.rpartition(".")[2]
         shape = " x ".join(map(str, one.weight.source.shape))
-        what = f"{form.bits} bits, block {form.block_size}{', symmetric' if form.symmetric else ''}"
+        zeros = ", symmetric" if form.symmetric else ", float zero points" if form.free else ""
+        what = f"{form.bits} bits, block {form.block_size}{zeros}"
         groups.setdefault((kind, shape, what, one.weight.made_by), []).append(one)
     layers = Table(
         "layers", "", "shape", "becomes", "method", "ONNX", "known", title=f"plan of {recipe.name}", title_justify="left"

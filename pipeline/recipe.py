@@ -221,7 +221,7 @@ def _sentence(error: Any, kind: type[Options]) -> str:
         case "literal_error":
             return f"{name} is {error['input']!r}; expected {error['ctx']['expected']}."
         case "value_error":
-            return f"{name}: {error['ctx']['error']}"
+            return f"{name}: {error['ctx']['error']}" if name else f"{error['ctx']['error']}."
     message = error["msg"].replace("Input should be", "expected").replace("a valid array", "a list")
     return f"{name} is {error['input']!r}; {message[0].lower()}{message[1:]}."
 

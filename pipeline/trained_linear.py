@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from passes._blocks import Blocks, exact_scales
+from passes._blocks import Blocks, exact_grid
 from passes._quantized import QuantizedWeight
 
 REACH = 0.3
@@ -16,13 +16,13 @@ REACH = 0.3
 
 
 class TrainedLinear(torch.nn.Module):
-    """y = x W^T + bias with W = (round(latent) - zero_point) * scale * exp(stretch).
+    """y = x W^T + bias with W = (round(latent) - zero_point - shift) * scale * exp(stretch).
 
-    The gradient passes straight through the rounding (Bengio et al., arXiv:1308.3432). Zero points stay as they are.
+    The gradient passes straight through the rounding (Bengio et al., arXiv:1308.3432). Integer zero points stay as they are.
 
     Attributes:
         latent: float32 [N, K], in steps of a code, near the float weight's place and rounding to the code it begins with.
-        stretch: float32 [N, blocks].
+        stretch, shift: float32 [N, blocks]; shift is trained where zero points are free.
     """
 
     def __init__(self, weight: QuantizedWeight, blocks: Blocks, linear: Any) -> None:
@@ -30,33 +30,38 @@ class TrainedLinear(torch.nn.Module):
         self.form, self.k = weight.form, weight.source.shape[1]
         self.bias = None if linear.bias is None else torch.nn.Parameter(linear.bias.detach(), requires_grad=False)
         self.latent, self.stretch = torch.nn.Parameter(torch.empty(0)), torch.nn.Parameter(torch.empty(0))
+        self.shift = torch.nn.Parameter(torch.empty(0), requires_grad=self.form.free)
         self.settle(blocks)
         with torch.no_grad():
             place = linear.weight.float() / self._spread(self.scale) + self._spread(self.zero)
             self.latent.copy_(torch.clamp(place, self.latent - REACH, self.latent + REACH))
 
+    @property
+    def grid(self) -> list[torch.nn.Parameter]:
+        """What is trained beside the codes."""
+        return [self.stretch, self.shift] if self.form.free else [self.stretch]
+
     def settle(self, blocks: Blocks) -> None:
         """Be exactly `blocks`: every latent weight is its code."""
         self.scale, self.zero = torch.from_numpy(blocks.scales.copy()), torch.from_numpy(blocks.zero_points.astype(np.float32))
         self.latent.data = torch.from_numpy(blocks.codes[:, : self.k].astype(np.float32))
-        self.stretch.data = torch.zeros_like(self.scale)
+        self.stretch.data, self.shift.data = torch.zeros_like(self.scale), torch.zeros_like(self.scale)
 
     def blocks(self) -> Blocks:
-        """The codes as they are now; every scale is exact in its dtype."""
+        """The codes as they are now; every scale and offset is exact in its dtype."""
         with torch.no_grad():
             codes = self._codes().numpy()
-            scales = (self.scale * self.stretch.exp()).numpy()
-        zeros = self.zero.numpy().astype(np.uint8)
-        padded = np.repeat(zeros, self.form.block_size, 1)
+            scales, zeros = exact_grid((self.scale * self.stretch.exp()).numpy(), (self.zero + self.shift).numpy(), self.form)
+        padded = np.repeat(np.clip(np.rint(zeros), 0, self.form.max_code).astype(np.uint8), self.form.block_size, 1)
         padded[:, : self.k] = codes
-        return Blocks(padded, exact_scales(scales, zeros, self.form), zeros)
+        return Blocks(padded, scales, zeros)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         codes = self._codes()
         if torch.is_grad_enabled() and self.latent.requires_grad:
             inside = self.latent.clamp(-0.49, self.form.max_code + 0.49)
             codes = inside + (codes - inside).detach()
-        weight = (codes - self._spread(self.zero)) * self._spread(self.scale * self.stretch.exp())
+        weight = (codes - self._spread(self.zero + self.shift)) * self._spread(self.scale * self.stretch.exp())
         return functional.linear(x, weight, self.bias)
 
     def _codes(self) -> torch.Tensor:

@@ -95,7 +95,7 @@ def weight_key(weight: QuantizedWeight, source: str) -> str:
     return digest(
         "quantized weight",
         source,
-        [form.bits, form.block_size, form.symmetric, form.scale_dtype],
+        [form.bits, form.block_size, form.symmetric, form.scale_dtype, form.zero_point],
         [weight.method_name, weight.method.model_dump(mode="json")],
         source_digest(type(weight.method).__module__),
         source_digest("passes._quantized"),
@@ -138,7 +138,7 @@ def stream_weights(
 
     While rows are quantized, the next ones are read and hashed, the weights after them come from the disk, and the weight
     before is hashed, synced, renamed and appended: the disk and the cores work, and a few megabytes are in memory.
-    Files of an entry: `codes`, `scales`, `zero_points`, raw little-endian bytes. Facts: `mse` over all weights.
+    Files of an entry: `codes`, `scales`, `zero_points` or `offsets`, raw little-endian bytes. Facts: `mse` over all weights.
     """
     jobs = list({weight.of if isinstance(weight, Part) else weight: name for name, weight in weights.items()}.items())
     entries: dict[QuantizedWeight, Entry] = {}
@@ -225,7 +225,7 @@ def _pieces(file: Path) -> Iterator[memoryview]:
 
 
 def write_entry(weight: QuantizedWeight, folder: Path) -> dict[str, Any]:
-    """Quantize a weight into the files `codes`, `scales` and `zero_points` of a folder; returns its facts."""
+    """Quantize a weight into files of a folder, one for each of its parts; returns its facts."""
     return write_chunks(weight, weight.chunks(), folder)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
@@ -15,7 +16,7 @@ F32 = np.float32
 def exact_scale(scale: float, zero_point: int, form: BlockFormat) -> float:
     """Round to the most significand bits that scale and offset both keep in the scale dtype."""
     precision, smallest = (11, 2.0**-24) if form.scale_dtype == "fp16" else (24, 2.0**-149)
-    odd = abs((1 << (form.bits - 1)) - zero_point)
+    odd = 0 if form.free else abs((1 << (form.bits - 1)) - zero_point)
     while odd > 1 and odd % 2 == 0:
         odd //= 2
     keep = precision - (odd.bit_length() if odd > 1 else 0)
@@ -28,6 +29,17 @@ def exact_scale(scale: float, zero_point: int, form: BlockFormat) -> float:
 def exact_scales(scales: np.ndarray, zeros: np.ndarray, form: BlockFormat) -> np.ndarray:
     found = [exact_scale(float(s), int(z), form) for s, z in zip(scales.ravel(), zeros.ravel(), strict=True)]
     return np.array(found, F32).reshape(scales.shape)
+
+
+def free_grid(scales: np.ndarray, zeros: np.ndarray, form: BlockFormat) -> tuple[np.ndarray, np.ndarray]:
+    """Scale and offset rounded each for itself, the zero point computed from them."""
+    rounded = in_scale_dtype(scales, form)
+    offsets = in_scale_dtype((F32(form.middle) - zeros.astype(F32)) * rounded, form)
+    return rounded, F32(form.middle) - offsets / rounded
+
+
+def in_scale_dtype(values: np.ndarray, form: BlockFormat) -> np.ndarray:
+    return np.asarray(values, F32).astype(np.float16 if form.scale_dtype == "fp16" else F32).astype(F32)
 
 
 def blocks_of(rows: np.ndarray, form: BlockFormat) -> tuple[np.ndarray, np.ndarray]:
@@ -43,6 +55,11 @@ def blocks_of(rows: np.ndarray, form: BlockFormat) -> tuple[np.ndarray, np.ndarr
 
 
 def codes_of(w: np.ndarray, real: np.ndarray, scale: np.ndarray, zero: np.ndarray, form: BlockFormat) -> Blocks:
+    if form.free:
+        scale, zero = free_grid(scale, zero, form)
+        codes = np.clip(np.rint(w / scale[..., None] + zero[..., None]), 0, form.max_code)
+        codes = np.where(real, codes, np.rint(zero[..., None]).clip(0, form.max_code))
+        return Blocks(codes.reshape(len(w), -1).astype(np.uint8), scale, zero)
     codes = np.clip(np.rint(w / scale[..., None]) + zero[..., None], 0, form.max_code)
     codes = np.where(real, codes, zero[..., None])
     return Blocks(codes.reshape(len(w), -1).astype(np.uint8), scale.astype(F32), zero.astype(np.uint8))
@@ -63,6 +80,10 @@ def full_range(w: np.ndarray, form: BlockFormat) -> tuple[np.ndarray, np.ndarray
 
 def rtn(rows: np.ndarray, form: BlockFormat, hessian: Hessian | None = None) -> Blocks:
     w, real = blocks_of(rows, form)
+    if form.free:
+        low, high = (f(np.where(real, w, x), -1) for f, x in ((np.min, np.inf), (np.max, -np.inf)))
+        scale = np.where(high > low, (high - low) / F32(form.max_code), F32(1)).astype(F32)
+        return codes_of(w, real, scale, -low.astype(F32) / scale, form)
     return codes_of(w, real, *full_range(w, form), form)
 
 
@@ -75,6 +96,8 @@ def weighted_mse(rows: np.ndarray, form: BlockFormat, hessian: Hessian) -> Block
 
 
 def weighted(rows: np.ndarray, form: BlockFormat, importance: np.ndarray) -> Blocks:
+    if form.free:
+        return regressed(rows, weighted(rows, replace(form, zero_point="integer"), importance), form, importance)
     w, real = blocks_of(rows, form)
     worth = blocks_of(importance[None], form)[0]
     size = real.sum(-1).max()
@@ -114,6 +137,33 @@ def weighted(rows: np.ndarray, form: BlockFormat, importance: np.ndarray) -> Blo
     return codes_of(w, real, best_scale, best_zero, form)
 
 
+def regressed(rows: np.ndarray, start: Blocks, form: BlockFormat, importance: np.ndarray) -> Blocks:
+    """Block by block: a weighted straight line through (code, weight), the nearest codes on it, as long as that helps."""
+    w, real = blocks_of(rows, form)
+    worth = np.broadcast_to(blocks_of(importance[None], form)[0], w.shape)
+    scales, zeros = free_grid(start.scales, start.zero_points, form)
+    codes = start.codes.reshape(w.shape).astype(np.float64)
+    for at in np.ndindex(scales.shape):
+        x, m = w[at][real[at]].astype(np.float64), worth[at][real[at]].astype(np.float64)
+        code, scale, zero = codes[at][real[at]], scales[at], zeros[at]
+        error = (m * ((code - zero) * scale - x) ** 2).sum()
+        for _ in range(8):
+            slope = scale if len(set(code)) < 2 else np.polyfit(code - form.middle, x, 1, w=np.sqrt(m))[0]
+            if slope <= 0:
+                break
+            slope = in_scale_dtype(slope, form)
+            offset = in_scale_dtype(np.average(x - slope * (code - form.middle), weights=m), form)
+            tried = slope, F32(form.middle) - offset / slope
+            near = np.clip(np.rint(x / tried[0] + tried[1]), 0, form.max_code)
+            found = (m * ((near - tried[1]) * tried[0] - x) ** 2).sum()
+            if found >= error:
+                break
+            error, code, (scale, zero) = found, near, tried
+        codes[at] = np.rint(zero).clip(0, form.max_code)
+        codes[at][real[at]], scales[at], zeros[at] = code, scale, zero
+    return Blocks(codes.reshape(len(w), -1).astype(np.uint8), scales, zeros)
+
+
 def gptq(rows: np.ndarray, form: BlockFormat, hessian: Hessian, damping: float = 0.01, ordered: bool = False) -> Blocks:
     """As the paper has it (arXiv:2210.17323, algorithm 1): the Cholesky factor of the inverse, weights updated in place."""
     w = rows.astype(np.float64)
@@ -132,9 +182,9 @@ def gptq(rows: np.ndarray, form: BlockFormat, hessian: Hessian, damping: float =
             here = slice(column, min(column + size, k))
             grid = weighted(w[:, here].astype(F32), form, importance[here])
             scales[:, block], zeros[:, block] = grid.scales[:, 0], grid.zero_points[:, 0]
-            codes[:, block * size : (block + 1) * size] = zeros[:, block, None]
+            codes[:, block * size : (block + 1) * size] = np.rint(zeros[:, block, None]).clip(0, form.max_code)
         scale, zero = scales[:, block].astype(np.float64), zeros[:, block].astype(np.float64)
-        code = np.clip(np.rint(w[:, i] / scale) + zero, 0, form.max_code)
+        code = np.clip(np.rint(w[:, i] / scale + zero), 0, form.max_code)
         codes[:, column] = code
         error = (w[:, i] - (code - zero) * scale) / upper[i, i]
         w[:, i:] -= error[:, None] * upper[i, i:]
@@ -147,6 +197,9 @@ def refine(rows: np.ndarray, form: BlockFormat, hessian: Hessian, sweeps: int = 
     k, size = rows.shape[1], form.block_size
     h = hessian.matrix.astype(np.float64)
     h = h + damping * np.mean(np.diag(h)) * np.eye(k)
+
+    if form.free:
+        return refine_free(rows, found, form, h, sweeps)
 
     def loss(w: np.ndarray, steps: np.ndarray, scale: np.ndarray) -> float:
         e = w - steps * np.repeat(scale, size)[:k]
@@ -188,6 +241,45 @@ def refine(rows: np.ndarray, form: BlockFormat, hessian: Hessian, sweeps: int = 
     return found
 
 
+def refine_free(rows: np.ndarray, found: Blocks, form: BlockFormat, h: np.ndarray, sweeps: int) -> Blocks:
+    """`refine` where scale and zero point are both fitted, by numpy's least squares."""
+    k, size, root = rows.shape[1], form.block_size, np.linalg.cholesky(h).T
+    for row, w in enumerate(rows.astype(np.float64)):
+        codes, scale, zero = (a[row].astype(np.float64) for a in (found.codes, found.scales, found.zero_points))
+
+        def loss(codes: np.ndarray, scale: np.ndarray, zero: np.ndarray, w: np.ndarray = w) -> float:
+            e = w - ((codes.reshape(-1, size) - zero[:, None]) * scale[:, None]).reshape(-1)[:k]
+            return float(e @ h @ e)
+
+        for _ in range(sweeps):
+            for block in range(form.block_count(k)):
+                here = range(block * size, min((block + 1) * size, k))
+                new, tried = codes.copy(), (scale.copy(), zero.copy())
+                rest = codes.copy().reshape(-1, size) - zero[:, None]
+                rest[block] = 0
+                wanted = w - (rest * scale[:, None]).reshape(-1)[:k]
+                columns = np.zeros((k, 2))
+                columns[list(here), 0], columns[list(here), 1] = codes[list(here)] - form.middle, 1
+                (slope, _), _, rank, _ = np.linalg.lstsq(root @ columns, root @ wanted, rcond=1e-6)
+                if rank == 2 and slope > 0:
+                    slope = in_scale_dtype(slope, form)
+                    ones, left = root @ columns[:, 1], root @ (wanted - slope * columns[:, 0])
+                    fitted = tried[0].copy(), tried[1].copy()
+                    fitted[0][block] = slope
+                    fitted[1][block] = F32(form.middle) - in_scale_dtype(ones @ left / (ones @ ones), form) / slope
+                    tried = fitted if loss(codes, *fitted) < loss(codes, *tried) else tried
+                for i in here:
+                    options = [new.copy() for _ in range(form.max_code + 1)]
+                    for code, option in enumerate(options):
+                        option[i] = code
+                    new = min(options, key=lambda option, tried=tried: loss(option, *tried))
+                if loss(new, *tried) < loss(codes, scale, zero):
+                    codes, (scale, zero) = new, tried
+        codes[k:] = np.rint(zero[-1]).clip(0, form.max_code)
+        found.codes[row], found.scales[row], found.zero_points[row] = codes, scale, zero
+    return found
+
+
 def signround(rows: np.ndarray, form: BlockFormat, hessian: Hessian, iterations: int = 200, damping: float = 0.01) -> Blocks:
     """The paper's forward pass, its gradients left to torch, rounding passed straight; float64."""
     import torch
@@ -209,12 +301,15 @@ def signround(rows: np.ndarray, form: BlockFormat, hessian: Hessian, iterations:
             zero = torch.full_like(scale, form.middle)
         else:
             scale = (high * upper - low * lower) / form.max_code
-            zero = torch.where(scale > 0, torch.round(-low * lower / scale), 0.0).clamp(0, form.max_code).detach()
+            zero = torch.where(scale > 0, -low * lower / scale, 0.0).clamp(0, form.max_code)
+            zero = zero if form.free else torch.round(zero).detach()
         scale = torch.where(scale == 0, 1.0, scale)
-        exact = torch.from_numpy(exact_scales(scale.detach().numpy().astype(F32), zero.numpy(), form)).double()
-        scale = scale + (exact - scale).detach()
-        codes = (straight(w / scale[..., None] + offset) + zero[..., None]).clamp(0, form.max_code)
-        codes = torch.where(w == 0, zero[..., None], codes)
+        plain = [part.detach().numpy().astype(F32) for part in (scale, zero)]
+        exact, whole = free_grid(*plain, form) if form.free else (exact_scales(*plain, form), plain[1])
+        scale = scale + (torch.from_numpy(exact).double() - scale).detach()
+        zero = zero + (torch.from_numpy(whole).double() - zero).detach()
+        codes = straight(w / scale[..., None] + offset + zero[..., None]).clamp(0, form.max_code)
+        codes = torch.where(w == 0, torch.round(zero[..., None]), codes)
         made = ((codes - zero[..., None]) * scale[..., None]).reshape(len(rows), -1)[:, :k]
         errors = torch.from_numpy(rows.astype(np.float64)) - made
         losses = ((errors @ h) * errors).sum(1)
@@ -222,7 +317,8 @@ def signround(rows: np.ndarray, form: BlockFormat, hessian: Hessian, iterations:
             if loss < best[row][0]:
                 parts = (codes[row].reshape(-1), scale[row], zero[row])
                 arrays = [part.detach().numpy().copy()[None] for part in parts]
-                best[row] = loss, Blocks(arrays[0].astype(np.uint8), arrays[1].astype(F32), arrays[2].astype(np.uint8))
+                kind = F32 if form.free else np.uint8
+                best[row] = loss, Blocks(arrays[0].astype(np.uint8), arrays[1].astype(F32), arrays[2].astype(kind))
         found = torch.autograd.grad(losses.sum(), (offset, lower, upper), allow_unused=True)
         rate = (1 - step / iterations) / iterations
         with torch.no_grad():
@@ -244,7 +340,7 @@ def hqq(
         shifts, product, square = (np.zeros(scale.shape, F32) for _ in range(3))
         for i in range(w.shape[-1]):
             here, x = real[..., i], w[..., i]
-            code = np.clip(np.rint(x / scale) + zero, F32(0), F32(form.max_code))
+            code = np.clip(np.rint(x / scale + (zero - np.rint(zero))) + np.rint(zero), F32(0), F32(form.max_code))
             error = (x - (code - zero) * scale).astype(np.float64)
             size = np.abs(error)
             with np.errstate(divide="ignore"):
@@ -254,7 +350,8 @@ def hqq(
             product += np.where(here, (code - zero) * target, F32(0))
             square += np.where(here, (code - zero) * (code - zero), F32(0))
         if not form.symmetric:
-            zero = np.clip(np.rint(shifts / count), 0, form.max_code).astype(F32)
+            zero = shifts / count
+            zero = np.clip(zero if form.free else np.rint(zero), 0, form.max_code).astype(F32)
         moved = product * scale > 0
         scale[moved] = product[moved] / square[moved]
         beta *= kappa

@@ -81,7 +81,7 @@ def store_codes(tile, filled, row, block, size, scale, zero, top, steps, codes, 
         for i in range(size):
             target[i] = steps[i, lane]
         scales[row + lane, block] = scale[lane]
-        zeros[row + lane, block] = np.uint8(zero[lane])
+        zeros[row + lane, block] = zero[lane]
 
 
 def run_kernel(kernel: Callable[..., None], rows: np.ndarray, form: BlockFormat, *options: float | np.ndarray) -> Blocks:
@@ -91,7 +91,7 @@ def run_kernel(kernel: Callable[..., None], rows: np.ndarray, form: BlockFormat,
     out = Blocks(
         codes=np.empty((count, blocks * form.block_size), np.uint8),
         scales=np.empty((count, blocks), np.float32),
-        zero_points=np.empty((count, blocks), np.uint8),
+        zero_points=np.empty((count, blocks), np.float32 if form.free else np.uint8),
     )
     grid = (form.block_size, np.float32(form.max_code), form.symmetric, rounding_table(form), form.smallest_scale)
     kernel(bits, np.uint32(shift), *grid, *options, out.codes, out.scales, out.zero_points)

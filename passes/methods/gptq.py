@@ -38,7 +38,7 @@ class Gptq(Method):
         blocks, size = form.block_count(k), form.block_size
         feedback, importance = moments.feedback(self.damping), moments.diagonal
         codes = np.empty((count, blocks * size), np.uint8)
-        scales, zeros = np.empty((count, blocks), np.float32), np.empty((count, blocks), np.uint8)
+        scales, zeros = np.empty((count, blocks), np.float32), np.empty((count, blocks), np.float32 if form.free else np.uint8)
         errors = np.empty((count, k), np.float32)
         for block in range(blocks):
             here = slice(block * size, min((block + 1) * size, k))
@@ -47,8 +47,8 @@ class Gptq(Method):
             ahead = w[:, here] + moved @ np.linalg.inv(feedback[here, here])
             grid = search(ahead, form, importance[here])
             scales[:, block], zeros[:, block] = grid.scales[:, 0], grid.zero_points[:, 0]
-            codes[:, here.stop : (block + 1) * size] = grid.zero_points
             width = here.stop - here.start
+            codes[:, here.stop : (block + 1) * size] = grid.codes[:, width:]
             scale, zero = (np.repeat(part, width, axis=1) for part in (grid.scales, grid.zero_points))
             parts = codes[:, here], errors[:, here]
             _round_in_turn(w[:, here], w[:, here] + moved, feedback[here, here], scale, zero, form.max_code, *parts)
@@ -86,7 +86,7 @@ def _round_in_turn(w, target, feedback, scale, zero, top, codes, errors):  # typ
         moved[:] = target[row]
         for i in range(size):
             s, z = scale[row, i], np.float32(zero[row, i])
-            code = min(max(np.rint(moved[i] / s) + z, np.float32(0)), np.float32(top))
+            code = min(max(np.rint(moved[i] / s + z), np.float32(0)), np.float32(top))
             error = w[row, i] - (code - z) * s
             codes[row, i] = np.uint8(code)
             errors[row, i] = error

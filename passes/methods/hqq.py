@@ -7,6 +7,7 @@ import numpy as np
 
 from passes._blocks import BlockFormat, Blocks
 from passes._hessian import Hessian
+from passes.methods._free_grid import on_grid
 from passes.methods._tiles import LANES, load_tile, look_up, round_scales, run_kernel, store_codes
 from passes.methods.base import Method
 from passes.methods.rtn import full_range
@@ -17,8 +18,8 @@ class Hqq(Method):
 
     Minimizes sum |W - dequantize(quantize(W))|^p by half-quadratic splitting: a
     generalized soft threshold for the error, a closed form for the grid. The paper moves a float zero point
-    under a fixed scale. MatMulNBits stores integer zero points, and a rounded one hardly ever moves, so here
-    the closed form of the zero point is rounded and that of the scale follows in every iteration.
+    under a fixed scale. An integer zero point hardly ever moves, so here the closed form of the scale follows in every
+    iteration, and that of the zero point is rounded where it must be.
     """
 
     p: float = 0.7
@@ -29,18 +30,19 @@ class Hqq(Method):
     iterations: int = 20
 
     def quantize(self, rows: np.ndarray, form: BlockFormat, hessian: Hessian | None = None) -> Blocks:
-        return run_kernel(_kernel, rows, form, self.p, self.beta, self.kappa, self.iterations)
+        found = run_kernel(_kernel, rows, form, self.p, self.beta, self.kappa, self.iterations, form.free)
+        return on_grid(rows, found.scales, found.zero_points, form) if form.free else found
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def _kernel(  # type: ignore[no-untyped-def]
-    bits, shift, size, top, symmetric, table, smallest, p, beta0, kappa, iterations, codes, scales, zeros
+    bits, shift, size, top, symmetric, table, smallest, p, beta0, kappa, iterations, free, codes, scales, zeros
 ):
     for group in range(-(-bits.shape[0] // LANES)):
         tile_bits = np.empty((size, LANES), np.uint32)
         tile = tile_bits.view(np.float32)
         steps = np.empty((size, LANES), np.uint8)
-        scale, zero, shifts, product, square, splitter, limit = np.empty((7, LANES), np.float32)
+        scale, zero, part, shifts, product, square, splitter, limit = np.empty((8, LANES), np.float32)
         for block in range(scales.shape[1]):
             filled = load_tile(bits, shift, group * LANES, block, size, tile_bits)
             full_range(tile, filled, top, symmetric, table, smallest, scale, zero, splitter, limit)
@@ -49,10 +51,12 @@ def _kernel(  # type: ignore[no-untyped-def]
                 shifts[:] = 0
                 product[:] = 0
                 square[:] = 0
+                for lane in range(LANES):
+                    part[lane] = zero[lane] - np.rint(zero[lane])  # nothing unless it is free
                 for i in range(filled):
                     for lane in range(LANES):
                         w, s, z = tile[i, lane], scale[lane], zero[lane]
-                        code = min(max(np.rint(w / s) + z, np.float32(0)), top)
+                        code = min(max(np.rint(w / s + part[lane]) + (z - part[lane]), np.float32(0)), top)
                         error = np.float64(w - (code - z) * s)
                         magnitude = abs(error)
                         if magnitude > 0:  # generalized soft threshold of the p-norm
@@ -63,7 +67,8 @@ def _kernel(  # type: ignore[no-untyped-def]
                         square[lane] += (code - z) * (code - z)
                 for lane in range(LANES):
                     if not symmetric:
-                        zero[lane] = min(max(np.rint(shifts[lane] / np.float32(filled)), np.float32(0)), top)
+                        mean = shifts[lane] / np.float32(filled)
+                        zero[lane] = min(max(mean if free else np.rint(mean), np.float32(0)), top)
                     if product[lane] * scale[lane] > 0:
                         scale[lane] = product[lane] / square[lane]
                 beta *= kappa

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numba
 import numpy as np
 
 from passes._blocks import BlockFormat, Blocks
 from passes._hessian import Hessian
+from passes.methods._free_grid import fit
 from passes.methods._tiles import LANES, load_tile, look_up, round_scales, run_kernel, store_codes
 from passes.methods.base import Method
 from passes.methods.rtn import full_range
@@ -25,7 +28,7 @@ class Mse(Method):
     Tries each of FACTORS with the zero point of the full range (symmetric: with both signs of the scale), then half a
     step to either side of the best one with the zero points next to it, then refits the best scale to its codes by least
     squares. Range search by squared error is OMSE of Choukroun et al. (arXiv:1902.06822); these candidates come
-    within 1% of a grid of 729 (27 lower x 27 upper bounds) on heavy-tailed weights.
+    within 1% of a grid of 729 (27 lower x 27 upper bounds) on heavy-tailed weights. Free zero points are fitted afterwards.
     """
 
     def quantize(self, rows: np.ndarray, form: BlockFormat, hessian: Hessian | None = None) -> Blocks:
@@ -34,7 +37,9 @@ class Mse(Method):
 
 def search(rows: np.ndarray, form: BlockFormat, importance: np.ndarray) -> Blocks:
     """The grid of each block of `rows` [rows, K] that makes the sum of importance [K] * error^2 least, and its codes."""
-    return run_kernel(_kernel, rows, form, np.asarray(importance, np.float32))
+    worth = np.asarray(importance, np.float32)
+    found = run_kernel(_kernel, rows, replace(form, zero_point="integer"), worth)
+    return fit(rows, found, form, worth) if form.free else found
 
 
 @numba.njit(inline="always", error_model="numpy")

@@ -8,7 +8,7 @@ import numba
 import numpy as np
 from pydantic import Field
 
-from passes._blocks import BlockFormat, Blocks, exact_scale, rounding_table
+from passes._blocks import BlockFormat, Blocks, exact_scale, exact_value, rounding_table
 from passes._hessian import Hessian
 from passes._method_choice import MethodChoice
 from passes.methods.base import Method, needed
@@ -21,7 +21,7 @@ class Refine(Method):
     A method that rounds once, like GPTQ, never comes back to a block. Here each block is visited again with the errors of all
     others as they are: its scale is refitted by least squares (scales are free parameters, as in Behdin et al.'s
     QuantEase, arXiv:2309.01885, codes are), then its codes move one after the other to where the error is least, and
-    the neighbouring zero points are tried the same way.
+    the neighbouring zero points are tried the same way; a free zero point is refitted together with the scale.
     """
 
     calibrated: ClassVar[bool] = True
@@ -47,7 +47,7 @@ class Refine(Method):
                 moved = np.zeros((len(rows), here.stop - here.start), np.float32)
                 codes = found.codes[:, block * size : (block + 1) * size]
                 _descend(
-                    pull[:, here], own, form.max_code, form.symmetric, rounding_table(form), form.smallest_scale,
+                    pull[:, here], own, form.max_code, form.symmetric, form.free, rounding_table(form), form.smallest_scale,
                     codes, found.scales[:, block], found.zero_points[:, block], moved,
                 )  # fmt: skip
                 pull -= moved @ moments.matrix[here]
@@ -56,8 +56,11 @@ class Refine(Method):
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def _descend(pull, own, top, symmetric, table, smallest, codes, scales, zeros, moved):  # type: ignore[no-untyped-def]
+def _descend(pull, own, top, symmetric, free, table, smallest, codes, scales, zeros, moved):  # type: ignore[no-untyped-def]
     """Lower the error of one block in every row.
+
+    A weight is step * scale + offset: steps count from the zero point and offsets are nothing, or, where zero points are
+    free, steps count from the middle code.
 
     Args:
         pull: float32 [rows, width], E H of the block's columns.
@@ -66,11 +69,18 @@ def _descend(pull, own, top, symmetric, table, smallest, codes, scales, zeros, m
         moved: float32 [rows, width], zeros; gets how far each dequantized weight has moved.
     """
     rows, width = pull.shape
-    steps, best_steps, draft, spread = np.empty((4, width), np.float32)
+    steps, best_steps, draft, spread, flat = np.empty((5, width), np.float32)
+    middle = np.float32((top + 1) // 2)
+    flat[:] = 0
+    for i in range(width):
+        flat += own[i]
     for row in range(rows):
-        old_scale, old_zero = scales[row], np.float32(zeros[row])
-        best_gain, best_scale, best_zero = np.float64(0), old_scale, old_zero
-        for shift in range(0 if symmetric else -1, 1 if symmetric else 2):
+        old_scale, old_zero, old_offset = scales[row], np.float32(zeros[row]), np.float32(0)
+        if free:
+            old_offset = exact_value((middle - old_zero) * old_scale, table[0, 0], table[0, 1], smallest)
+            old_zero = middle
+        best_gain, best_scale, best_zero, best_offset = np.float64(0), old_scale, old_zero, old_offset
+        for shift in range(0 if symmetric or free else -1, 1 if symmetric or free else 2):
             zero = old_zero + np.float32(shift)
             if zero < 0 or zero > top:
                 continue
@@ -82,19 +92,26 @@ def _descend(pull, own, top, symmetric, table, smallest, codes, scales, zeros, m
                 code = np.float32(codes[row, i])
                 steps[i] = code - zero
                 gain += _move(draft, own, i, steps[i] * scale - (code - old_zero) * old_scale)
-            scale, better = _refit(draft, own, steps, spread, scale, zero, table, smallest)
+            offset = old_offset
+            if free:
+                scale, offset, better = _refit_both(draft, own, steps, spread, flat, scale, offset, table, smallest)
+            else:
+                scale, better = _refit(draft, own, steps, spread, scale, zero, table, smallest)
             gain += better + _reround(draft, own, steps, scale, -zero, np.float32(top) - zero)
             if gain > best_gain:
-                best_gain, best_scale, best_zero = gain, scale, zero
+                best_gain, best_scale, best_zero, best_offset = gain, scale, zero, offset
                 best_steps[:] = steps
         if best_gain <= 0:
             continue
         for i in range(width):
-            moved[row, i] = best_steps[i] * best_scale - (np.float32(codes[row, i]) - old_zero) * old_scale
+            before = (np.float32(codes[row, i]) - old_zero) * old_scale + old_offset
+            moved[row, i] = best_steps[i] * best_scale + best_offset - before
             codes[row, i] = np.uint8(best_steps[i] + best_zero)
+        if free:
+            best_zero = middle - best_offset / best_scale
         for i in range(width, codes.shape[1]):
-            codes[row, i] = np.uint8(best_zero)
-        scales[row], zeros[row] = best_scale, np.uint8(best_zero)
+            codes[row, i] = np.uint8(min(max(np.rint(best_zero), np.float32(0)), np.float32(top)))
+        scales[row], zeros[row] = best_scale, best_zero
 
 
 @numba.njit(inline="always", error_model="numpy")
@@ -112,12 +129,7 @@ def _move(pull, own, i, move):  # type: ignore[no-untyped-def]
 @numba.njit(inline="always", error_model="numpy")
 def _refit(pull, own, steps, spread, scale, zero, table, smallest):  # type: ignore[no-untyped-def]
     """The scale of least error for `steps`, if it is better, and by how much the error falls; `spread` is scratch."""
-    spread[:] = 0
-    for i in range(steps.size):
-        if steps[i] != 0:
-            shares = own[i]
-            for j in range(steps.size):
-                spread[j] += steps[i] * shares[j]
+    _spread(own, steps, spread)
     product, square = np.float32(0), np.float32(0)
     for i in range(steps.size):
         product += steps[i] * pull[i]
@@ -132,6 +144,45 @@ def _refit(pull, own, steps, spread, scale, zero, table, smallest):  # type: ign
     for j in range(steps.size):
         pull[j] -= change * spread[j]
     return fitted, gain
+
+
+@numba.njit(inline="always", error_model="numpy")
+def _refit_both(pull, own, steps, spread, flat, scale, offset, table, smallest):  # type: ignore[no-untyped-def]
+    """`_refit` of scale and offset at once, two equations; `flat` is own times ones."""
+    _spread(own, steps, spread)
+    product, square, level, cross, total = np.float64(0), np.float64(0), np.float64(0), np.float64(0), np.float64(0)
+    for i in range(steps.size):
+        product += steps[i] * pull[i]
+        square += steps[i] * spread[i]
+        level += pull[i]
+        cross += spread[i]
+        total += flat[i]
+    determinant = square * total - cross * cross
+    if determinant <= 1e-9 * square * total:
+        return scale, offset, np.float64(0)
+    fitted = scale + np.float32((product * total - level * cross) / determinant)
+    fitted = exact_scale(fitted, table[0, 0], table[0, 1], smallest)
+    stretch = fitted - scale
+    shifted = exact_value(offset + np.float32((level - stretch * cross) / total), table[0, 0], table[0, 1], smallest)
+    shift = shifted - offset
+    gain = 2 * (stretch * product + shift * level)
+    gain -= stretch * stretch * square + 2 * stretch * shift * cross + shift * shift * total
+    if fitted * scale <= 0 or gain <= 0:
+        return scale, offset, np.float64(0)
+    for j in range(steps.size):
+        pull[j] -= stretch * spread[j] + shift * flat[j]
+    return fitted, shifted, gain
+
+
+@numba.njit(inline="always", error_model="numpy")
+def _spread(own, steps, spread):  # type: ignore[no-untyped-def]
+    """spread = own times steps."""
+    spread[:] = 0
+    for i in range(steps.size):
+        if steps[i] != 0:
+            shares = own[i]
+            for j in range(steps.size):
+                spread[j] += steps[i] * shares[j]
 
 
 @numba.njit(inline="always", error_model="numpy")

@@ -7,6 +7,7 @@ import numpy as np
 
 from passes._blocks import BlockFormat, Blocks
 from passes._hessian import Hessian
+from passes.methods._free_grid import full_span
 from passes.methods._tiles import LANES, load_tile, look_up, round_scales, run_kernel, store_codes
 from passes.methods.base import Method
 
@@ -16,11 +17,11 @@ class Rtn(Method):
 
     Asymmetric: the grid spans min(block, 0) to max(block, 0), so that zero stays zero. Symmetric: the
     weight of largest magnitude gets code 0, the one end that reaches 2^(bits-1) steps, whatever its sign
-    (the scale takes the sign), as onnxruntime's own quantizer does.
+    (the scale takes the sign), as onnxruntime's own quantizer does. Free zero points: from the smallest to the largest.
     """
 
     def quantize(self, rows: np.ndarray, form: BlockFormat, hessian: Hessian | None = None) -> Blocks:
-        return run_kernel(_kernel, rows, form)
+        return full_span(rows, form) if form.free else run_kernel(_kernel, rows, form)
 
 
 @numba.njit(inline="always", error_model="numpy")

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar
 import numpy as np
 from pydantic import Field
 
-from passes._blocks import BlockFormat, Blocks, exact_scales
+from passes._blocks import BlockFormat, Blocks, exact_grid
 from passes._hessian import Hessian
 from passes.methods.base import Method, needed
 
@@ -64,16 +64,20 @@ def _move(
     away = away.reshape(tiles.shape)
     scale, zero = found.scales[..., None], found.zero_points[..., None].astype(np.float32)
     codes = found.codes.reshape(tiles.shape).astype(np.float32)
-    wanted = np.rint(tiles / scale + offset.reshape(tiles.shape)) + zero
+    wanted = np.rint(tiles / scale + offset.reshape(tiles.shape) + zero)
     inside = (wanted >= 0) & (wanted <= form.max_code)
     offset += rate * np.sign(away * scale * inside).reshape(offset.shape)
     np.clip(offset, -0.5, 0.5, out=offset)
-    # W' = (code - zero) * scale, the code moving against the scale as far as it is not clipped
+    # W' = (code - zero) * scale, the code moving against the scale, and with a free zero, as far as it is not clipped
     by_scale = (away * (codes - zero - inside * tiles / scale)).sum(-1)
+    by_low = -by_scale * low
+    if form.free:
+        by_scale += (away * ~inside * zero).sum(-1)
+        by_low = -by_scale * low + form.max_code * low * (away * ~inside).sum(-1)
     if form.symmetric:
         ends += rate * np.sign(by_scale * found.scales)
     else:
-        ends[0] += rate * np.sign(-by_scale * low)
+        ends[0] += rate * np.sign(by_low)
         ends[1] += rate * np.sign(by_scale * high)
     np.clip(ends, 0, 1, out=ends)
 
@@ -88,10 +92,11 @@ def _round(
     else:
         scale = (high * ends[1] - low * ends[0]) / np.float32(form.max_code)
         with np.errstate(divide="ignore", invalid="ignore"):
-            zero = np.where(scale > 0, np.rint(-low * ends[0] / scale), 0).clip(0, form.max_code)
+            zero = np.where(scale > 0, -low * ends[0] / scale, 0).clip(0, form.max_code)
+        zero = zero if form.free else np.rint(zero)
     scale = np.where(scale == 0, np.float32(1), scale).astype(np.float32)
-    zeros = zero.astype(np.uint8)
-    scale = exact_scales(scale, zeros, form)
-    codes = np.rint(tiles / scale[..., None] + offset.reshape(tiles.shape)) + zero[..., None]
-    codes = np.where(tiles == 0, zero[..., None], np.clip(codes, 0, form.max_code))
+    scale, zeros = exact_grid(scale, zero, form)
+    part = zeros - np.rint(zeros)  # nothing unless it is free
+    codes = np.rint(tiles / scale[..., None] + offset.reshape(tiles.shape) + part[..., None]) + np.rint(zeros)[..., None]
+    codes = np.where(tiles == 0, np.rint(zeros)[..., None], np.clip(codes, 0, form.max_code))
     return Blocks(codes.reshape(len(tiles), -1).astype(np.uint8), scale, zeros)

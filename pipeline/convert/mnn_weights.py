@@ -54,7 +54,7 @@ class MnnLayer:
     def sizes(self) -> tuple[int, int, int]:
         """Bytes of codes (header included), alpha and bias."""
         codes = -(-self.layer.n * self.layer.padded_k * self.layer.bits // 8)
-        numbers = self.layer.n * self.layer.blocks * (1 if self.layer.zero_points is None else 2)
+        numbers = self.layer.n * self.layer.blocks * (1 if self.layer.symmetric else 2)
         alpha = numbers * (2 if self.scale_dtype == "fp16" else 4)
         return len(self.header) + codes, alpha, 0 if self.bias is None else 4 * self.layer.n
 
@@ -72,7 +72,7 @@ class MnnLayer:
         }  # fmt: skip
         quantization = {
             "type": 1, "aMaxOrBits": self.layer.bits, "aMin": 1, "quantScale": 1.0, "scaleIn": 0.0, "scaleOut": 0.0,
-            "readType": 0 if self.layer.zero_points is None else n * self.layer.blocks, "has_scaleInt": False,
+            "readType": 0 if self.layer.symmetric else n * self.layer.blocks, "has_scaleInt": False,
             "useInt32": False, "weightSize": 0, "shapeInt32": self.wide,
             "scaleStorage": "FP16" if self.scale_dtype == "fp16" else "FP32",
         }  # fmt: skip
@@ -107,17 +107,18 @@ class MnnLayer:
 
     def _alpha(self, start: int, stop: int) -> np.ndarray:
         dtype = np.float16 if self.scale_dtype == "fp16" else np.float32
-        scales = self.layer.scales.rows(start, stop).astype(np.float64)
+        layer = self.layer
+        scales = layer.scales.rows(start, stop).astype(np.float64)
         exact = scales
-        if self.layer.zero_points is not None:
-            zeros = self.layer.zero_point_rows(start, stop)
-            offsets = ((1 << (self.layer.bits - 1)) - zeros.astype(np.float64)) * scales
-            exact = np.stack([offsets, scales], -1)
+        if layer.offsets is not None:
+            exact = np.stack([layer.offsets.rows(start, stop).astype(np.float64), scales], -1)
+        elif layer.zero_points is not None:
+            exact = np.stack([(layer.middle - layer.zero_point_rows(start, stop).astype(np.float64)) * scales, scales], -1)
         with np.errstate(over="ignore"):
             alpha = exact.astype(dtype)
         if not np.array_equal(alpha.astype(np.float64), exact):
             raise ConvertError(
-                f"{self.layer.name}: scales in rows {start} to {stop} are not exact in {self.scale_dtype}. "
+                f"{layer.name}: scales in rows {start} to {stop} are not exact in {self.scale_dtype}. "
                 f"Quantize with scale_dtype: {self.scale_dtype}, or set convert: {{scale_dtype: fp32}}."
             )
         return np.ascontiguousarray(alpha)

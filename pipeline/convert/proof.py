@@ -106,7 +106,7 @@ def _prove_codes(layer: StoredLayer, file: Path, first: int) -> None:
 
 def _prove_alpha(layer: StoredLayer, alpha: Region, symmetric: bool) -> None:
     """Compare the layer's scales and zero points with MNN's (offset, scale), or scale alone."""
-    if symmetric != (layer.zero_points is None):
+    if symmetric != layer.symmetric:
         raise ConvertError(f"{layer.name}: one file has zero points, the other has none.")
 
     def compare(rows: tuple[int, int]) -> None:
@@ -120,7 +120,8 @@ def _prove_alpha(layer: StoredLayer, alpha: Region, symmetric: bool) -> None:
             width = 8 * layer.zero_points.shape[1] // layer.blocks if layer.bits == 8 else (2 if layer.bits == 2 else 4)
             stream = np.unpackbits(packed, axis=1, bitorder="little")[:, : layer.blocks * width]
             zeros = (stream.reshape(stop - start, layer.blocks, width) << np.arange(width)).sum(-1).astype(np.float64)
-        pairs = [(found, scales)] if symmetric else [(found[..., 1], scales), (found[..., 0], (middle - zeros) * scales)]
+        offsets = (middle - zeros) * scales if layer.offsets is None else layer.offsets.rows(start, stop).astype(np.float64)
+        pairs = [(found, scales)] if symmetric else [(found[..., 1], scales), (found[..., 0], offsets)]
         for what, (theirs, ours) in zip(("scale", "offset"), pairs, strict=False):
             if not np.array_equal(theirs, ours):
                 row, block = np.argwhere(theirs != ours)[0]

@@ -48,6 +48,7 @@ def test_negative_scales_round_like_positive_ones() -> None:
         (BlockFormat(3, 64, False, "fp16"), 256, 3.25 + 4 / 64),
         (BlockFormat(2, 128, False, "fp32"), 512, 2.25 + 2 / 128),
         (BlockFormat(2, 32, True, "fp16"), 40, (64 * 2 + 32) / 40),
+        (BlockFormat(3, 64, False, "fp16", "float"), 256, 3.5),
     ],
 )
 def test_bits_per_weight_counts_scales_and_zero_points(form: BlockFormat, k: int, expected: float) -> None:

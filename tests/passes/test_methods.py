@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import ml_dtypes
 import numpy as np
 import pytest
 
 from passes import methods
-from passes._blocks import BlockFormat, Blocks
+from passes._blocks import BlockFormat, Blocks, ScaleDtype, exact_grid
 from passes._hessian import Hessian, Moments
 from passes._registry import find_method, names_in
 from passes.base import PassError
@@ -60,6 +62,33 @@ def test_kernel_equals_reference(name: str, bits: int, block_size: int, symmetri
     np.testing.assert_array_equal(found.codes, expected.codes)
 
 
+@pytest.mark.parametrize("name", REFERENCES)
+@pytest.mark.parametrize("k", [128, 172, 40])
+@pytest.mark.parametrize("scale_dtype", ["fp16", "fp32"])
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_free_zero_points_equal_reference(name: str, bits: int, scale_dtype: ScaleDtype, k: int) -> None:
+    """Sums in another order: a block may stop a round earlier, hence nearly all."""
+    method, slow = REFERENCES[name]
+    form, rows = BlockFormat(bits, 32, False, scale_dtype, "float"), weights(19, k)
+    found, expected = method.quantize(rows, form), slow(rows, form)
+    assert (found.codes == expected.codes).mean() > 0.99
+    assert np.isclose(found.scales, expected.scales, rtol=1e-6, atol=0).mean() > 0.97
+    assert np.isclose(found.zero_points, expected.zero_points, rtol=1e-4, atol=1e-4).mean() > 0.97
+    np.testing.assert_array_equal(
+        *(exact_grid(found.scales, zeros, form)[0] for zeros in (found.zero_points, 0 * found.scales))
+    )
+    integer = method.quantize(rows, replace(form, zero_point="integer"))
+    on_weights = [((blocks.dequantize(k) - rows) ** 2).mean() for blocks in (found, integer)]
+    assert on_weights[0] < (1.4 if name == "rtn" else 0.99) * on_weights[1]
+
+
+def test_blocks_of_one_value_are_their_offset() -> None:
+    rows = np.array([[0.25] * 16 + [-3.0] * 16 + [0.0] * 16], np.float32)
+    for method in (Rtn(), Mse()):
+        found = method.quantize(rows, BlockFormat(2, 16, False, "fp16", "float"))
+        np.testing.assert_allclose(found.dequantize(48), rows, rtol=2**-11, atol=0)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", REFERENCES)
 def test_half_precision_input_is_widened_exactly(name: str, dtype: str) -> None:
@@ -101,18 +130,23 @@ def output_error(rows: np.ndarray, blocks: Blocks, inputs: Hessian) -> float:
 
 @pytest.mark.parametrize("name", CALIBRATED)
 @pytest.mark.parametrize("k", [64, 44])
-@pytest.mark.parametrize("symmetric", [False, True], ids=["asym", "sym"])
+@pytest.mark.parametrize("kind", ["asym", "sym", "free"])
 @pytest.mark.parametrize("block_size", [16, 32])
 @pytest.mark.parametrize("bits", [2, 3, 4])
-def test_calibrated_kernel_equals_reference(name: str, bits: int, block_size: int, symmetric: bool, k: int) -> None:
+def test_calibrated_kernel_equals_reference(name: str, bits: int, block_size: int, kind: str, k: int) -> None:
     """Float32 against float64: a tie may fall to the other side and take the rest of its row along, hence nearly all rows."""
     method, slow = CALIBRATED[name]
-    form, rows, inputs = BlockFormat(bits, block_size, symmetric, "fp16"), weights(12, k), hessian(k)
+    form = BlockFormat(bits, block_size, kind == "sym", "fp16", "float" if kind == "free" else "integer")
+    rows, inputs = weights(12, k), hessian(k)
     found, expected = method.quantize(rows, form, inputs), slow(rows, form, inputs)
     same = (found.codes == expected.codes).all(1) & (found.scales == expected.scales).all(1)
     assert same.sum() >= 10
     assert output_error(rows, found, inputs) == pytest.approx(output_error(rows, expected, inputs), rel=0.02)
-    np.testing.assert_array_equal(found.codes[:, k:], np.repeat(found.zero_points[:, -1:], found.codes.shape[1] - k, 1))
+    padding = np.rint(found.zero_points[:, -1:]).clip(0, form.max_code)
+    np.testing.assert_array_equal(found.codes[:, k:], np.repeat(padding, found.codes.shape[1] - k, 1))
+    if form.free and name != "signround":  # which descends from the whole range, to wherever the signs lead
+        integer = method.quantize(rows, replace(form, zero_point="integer"), inputs)
+        assert output_error(rows, found, inputs) < output_error(rows, integer, inputs)
 
 
 def test_activation_order_equals_reference() -> None:

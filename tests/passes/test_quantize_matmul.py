@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
@@ -28,11 +30,13 @@ def two() -> gs.Graph:
 
 @pytest.mark.parametrize("accuracy_level", [0, 4])
 @pytest.mark.parametrize("k", [128, 200, 40])
-@pytest.mark.parametrize("symmetric", [False, True], ids=["asym", "sym"])
+@pytest.mark.parametrize("kind", [{}, {"symmetric": True}, {"zero_point": "float"}], ids=["asym", "sym", "free"])
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
-def test_onnxruntime_computes_what_the_codes_say(bits: int, symmetric: bool, k: int, accuracy_level: int) -> None:
+def test_onnxruntime_computes_what_the_codes_say(bits: int, kind: dict[str, Any], k: int, accuracy_level: int) -> None:
+    if bits == 8 and "zero_point" in kind:
+        return
     g = graph(TRANSPOSED.format(k=k, n=48), a__proj__weight=random(48, k))
-    options = QuantizeMatmul(bits=bits, block_size=32, symmetric=symmetric, accuracy_level=accuracy_level)
+    options = QuantizeMatmul(bits=bits, block_size=32, accuracy_level=accuracy_level, **kind)
     assert options.apply(g).rewritten == ("a.proj",)
     assert "MatMul" not in ops(g)
     assert "Transpose" not in ops(g)
@@ -124,6 +128,13 @@ def test_weights_that_are_not_finite_are_named(value: float) -> None:
 def test_weights_too_large_for_half_precision_scales_are_refused() -> None:
     g = graph(DIRECT.format(k=32, n=8), a__proj__weight=random(32, 8) * 1e6)
     QuantizeMatmul(bits=4, block_size=32).apply(g)
+    with pytest.raises(PassError, match="set scale_dtype: fp32"):
+        weights_of(g)["a.proj"].parts["codes"].load()
+
+
+def test_offsets_too_large_for_half_precision_are_refused() -> None:
+    g = graph(DIRECT.format(k=32, n=8), a__proj__weight=random(32, 8) + np.float32(1e5))
+    QuantizeMatmul(bits=4, block_size=32, zero_point="float").apply(g)
     with pytest.raises(PassError, match="set scale_dtype: fp32"):
         weights_of(g)["a.proj"].parts["codes"].load()
 

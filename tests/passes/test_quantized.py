@@ -29,11 +29,10 @@ def test_squared_error_bytes_of_one_weight(bits: int) -> None:
 
 def test_parts_have_the_shapes_they_announce() -> None:
     for bits in (2, 3, 4, 8):
-        for symmetric in (False, True):
-            weight = QuantizedWeight(
-                "a", ArrayWeight(np.ones((6, 40), np.float32)), BlockFormat(bits, 16, symmetric, "fp16"), Rtn()
-            )
-            assert ("zero_points" in weight.parts) != symmetric
+        for kind in ("zero_points", "symmetric", "offsets"):
+            form = BlockFormat(bits, 16, kind == "symmetric", "fp16", "float" if kind == "offsets" else "integer")
+            weight = QuantizedWeight("a", ArrayWeight(np.ones((6, 40), np.float32)), form, Rtn())
+            assert list(weight.parts)[2:] == ([] if kind == "symmetric" else [kind])
             for part in weight.parts.values():
                 values = part.load()
                 assert (values.shape, values.nbytes) == (part.shape, part.nbytes)

@@ -13,8 +13,12 @@ import pytest
 import torch
 from rich.console import Console
 
+from passes._blocks import BlockFormat, ZeroPoint
+from passes._quantized import QuantizedWeight
 from passes._registry import find_pass
+from passes._weights import ArrayWeight
 from passes.base import PassError
+from passes.methods.mse import Mse
 from pipeline import validate
 from pipeline.errors import PipelineError, RecipeError
 from pipeline.finetune import _parameters, _rate, finetune
@@ -67,15 +71,11 @@ def test_torchs_blocks_are_those_of_the_graph(exported: Exported, kind: str, opt
     np.testing.assert_allclose(at_once, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
 
+@pytest.mark.parametrize("zero_point", ["integer", "float"])
 @pytest.mark.parametrize("k", [64, 44])
-def test_a_layer_begins_and_ends_as_its_codes(k: int) -> None:
-    from passes._blocks import BlockFormat
-    from passes._quantized import QuantizedWeight
-    from passes._weights import ArrayWeight
-    from passes.methods.mse import Mse
-
+def test_a_layer_begins_and_ends_as_its_codes(k: int, zero_point: ZeroPoint) -> None:
     rows = np.random.default_rng(0).standard_normal((24, k)).astype(np.float32)
-    form = BlockFormat(3, 32, False, "fp16")
+    form = BlockFormat(3, 32, False, "fp16", zero_point)
     weight, blocks = QuantizedWeight("w", ArrayWeight(rows), form, Mse()), Mse().quantize(rows, form)
     plain = torch.nn.Linear(k, 24)
     plain.weight.data = torch.from_numpy(rows)
@@ -84,9 +84,10 @@ def test_a_layer_begins_and_ends_as_its_codes(k: int) -> None:
     expected = x @ torch.from_numpy(blocks.dequantize(k)).T + plain.bias
     torch.testing.assert_close(linear(x), expected, rtol=0, atol=1e-5)
     again = linear.blocks()
-    for name in ("codes", "scales", "zero_points"):
+    for name in ("codes", "scales"):
         np.testing.assert_array_equal(getattr(again, name), getattr(blocks, name))
-    optimizer = torch.optim.Adam([linear.latent, linear.stretch], lr=0.05)
+    np.testing.assert_allclose(again.zero_points, blocks.zero_points, rtol=0, atol=1e-5 if form.free else 0)
+    optimizer = torch.optim.Adam([linear.latent, *linear.grid], lr=0.05)
     for _ in range(40):
         optimizer.zero_grad()
         loss = (linear(x) - plain(x)).square().mean()

@@ -25,6 +25,15 @@ CASES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "3 bits symmetric": ((NARROW, "quantize_matmul: {bits: 3, block_size: 32, symmetric: true}"), {}),
     "2 bits symmetric mse": ((NARROW, "quantize_matmul: {bits: 2, block_size: 32, symmetric: true, method: mse}"), {}),
     "2 bits hqq": ((NARROW, "quantize_matmul: {bits: 2, block_size: 16, method: hqq}"), {}),
+    "2 bits, float zero points": ((NARROW, "quantize_matmul: {bits: 2, block_size: 32, method: mse, zero_point: float}"), {}),
+    "3 and 4 bits, float zero points, ragged": (
+        (
+            NARROW,
+            "quantize_matmul: {bits: 4, block_size: 32, zero_point: float, include: [lm_head]}",
+            "quantize_matmul: {bits: 3, block_size: 64, zero_point: float, method: hqq}",
+        ),
+        {"kind": "llama", "intermediate_size": 172, "attention_bias": True},
+    ),
     "8 bits": ((NARROW, "quantize_matmul: {bits: 8, block_size: 64}"), {}),
     "mixed": (
         (
@@ -78,10 +87,10 @@ def test_both_runtimes_compute_the_same(results: Callable[..., Path], case: str)
     assert manifest["quality"]["mnn"]["memory_low"]["relative_error"] < 0.2
 
 
-def test_scales_in_fp32(results: Callable[..., Path]) -> None:
-    folder = results(
-        NARROW, "quantize_matmul: {bits: 3, block_size: 32, scale_dtype: fp32}", convert="convert: {scale_dtype: fp32}"
-    )
+@pytest.mark.parametrize("zero_point", ["integer", "float"])
+def test_scales_in_fp32(results: Callable[..., Path], zero_point: str) -> None:
+    quantize = f"quantize_matmul: {{bits: 3, block_size: 32, scale_dtype: fp32, zero_point: {zero_point}}}"
+    folder = results(NARROW, quantize, convert="convert: {scale_dtype: fp32}")
     manifest = json.loads((folder / "manifest.json").read_text())
     assert (manifest["mnn"]["scale_dtype"], manifest["mnn"]["bit_exact"]) == ("fp32", True)
 

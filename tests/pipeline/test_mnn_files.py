@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from pipeline.convert import proof
@@ -37,7 +40,7 @@ def stored(folder: Path, scales: np.ndarray, zeros: list[int] | None, n: int = 2
     file.write_bytes(b"".join(p.tobytes() for p in parts))
     offsets = np.cumsum([0, *(p.nbytes for p in parts)])
     regions = [Region(file, int(o), p.shape, p.dtype) for o, p in zip(offsets, parts, strict=False)]
-    return StoredLayer("a.proj", 4, k, n, k, regions[0], regions[1], regions[2] if packed is not None else None, False)
+    return StoredLayer("a.proj", 4, k, n, k, regions[0], regions[1], regions[2] if packed is not None else None, None, False)
 
 
 def test_bytes_of_one_layer(tmp_path: Path) -> None:
@@ -118,6 +121,24 @@ def test_a_flipped_bit_in_the_onnx_file_is_found(finished: Path, tmp_path: Path)
     flip(layer.codes.file, layer.codes.offset + 5)
     with pytest.raises(ConvertError, match=r"model.layers.0.mlp.gate_proj: the code of weight \[0, "):
         proof.prove(finished / "onnx" / "model.onnx", finished / "mnn", tmp_path)
+
+
+def test_float_zero_points_are_proven_too(results: Callable[..., Path], tmp_path: Path) -> None:
+    quantize = "quantize_matmul: {bits: 2, block_size: 32, method: mse, zero_point: float}"
+    folder = shutil.copytree(results("narrow_embedding", quantize), tmp_path / "result")
+    file, name = folder / "onnx" / "model.onnx", "model.layers.0.mlp.gate_proj"
+    layer = read_layers(file)[name]
+    assert layer.offsets is not None
+    flip(layer.offsets.file, layer.offsets.offset)
+    with pytest.raises(ConvertError, match=f"{name}: the offset of row 0, block 0 is"):
+        proof.prove(file, folder / "mnn", tmp_path)
+    flip(layer.offsets.file, layer.offsets.offset)
+    model = onnx.load(file, load_external_data=False)
+    middle = next(t for t in model.graph.initializer if t.name == f"{name}.middle")
+    middle.CopyFrom(onnx.numpy_helper.from_array(np.array(3, np.float32), middle.name))
+    onnx.save(model, file)
+    with pytest.raises(ConvertError, match=f"{name}: one file has zero points, the other has none"):
+        proof.prove(file, folder / "mnn", tmp_path)
 
 
 def test_a_changed_embedding_is_found(finished: Path, tmp_path: Path) -> None:

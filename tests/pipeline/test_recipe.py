@@ -111,6 +111,12 @@ MISTAKES = [
     ("validate:", "validat:", "11:1: unknown section 'validat'. Did you mean 'validate'?"),
     ("scale_dtype: fp16", "target: coreml", "target is 'coreml'; expected 'mnn-llm'."),
     ("block_size: 64", "scale_dtype: fp32", "14:3: scale_dtype fp16 cannot hold the scales of quantize_matmul (line 7)"),
+    (
+        "method: mse",
+        "zero_point: float\n      symmetric: true",
+        "8:7: zero_point: float and symmetric: true contradict each other; leave one out.",
+    ),
+    ("bits: 3", "bits: 8\n      zero_point: float", "at 8 bits leave zero_point: float out."),
     ("model: ./checkpoint", "", "the section 'model' is required"),
     ("model: ./checkpoint", "model: ''", "1:8: source is ''; string should have at least 1 character"),
     ("model: ./checkpoint", "model: !!python/object/apply:os.system [ls]", "1:8: the tag or type 'os.system' is not supported"),
