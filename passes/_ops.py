@@ -81,6 +81,16 @@ def quantized_matmuls(graph: gs.Graph) -> list[tuple[gs.Node, QuantizedWeight]]:
     return [(node, weight) for node in nodes if (weight := quantized_weight(node)) is not None]
 
 
+def replace_weight(node: gs.Node, old: QuantizedWeight, new: QuantizedWeight) -> None:
+    """Let a quantized MatMul multiply by another weight of the same form."""
+    todo = list(node.inputs[1:])
+    while todo:
+        tensor = todo.pop()
+        if isinstance(tensor, gs.Constant) and isinstance(tensor._values, Part) and tensor._values.of is old:
+            tensor.values = new.parts[tensor._values.part]
+        todo += [t for maker in tensor.inputs for t in maker.inputs]
+
+
 def as_float(graph: gs.Graph, weight: QuantizedWeight, part: str, values: gs.Constant) -> gs.Tensor:
     """Scales or offsets as float32: half-precision ones are widened by a Cast that onnxruntime folds at load."""
     if values._values.onnx_dtype == TensorProto.FLOAT:

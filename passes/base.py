@@ -44,6 +44,11 @@ class Pass(Options):
         return False
 
     @property
+    def keeps_shapes(self) -> bool:
+        """Whether it changes values alone: a plan, which knows names and shapes only, leaves it out."""
+        return False
+
+    @property
     def may_rewrite_nothing(self) -> bool:
         """Whether finding nothing to rewrite is fine: true of tidying, false of what a user asked for."""
         return False

@@ -9,8 +9,7 @@ import onnx_graphsurgeon as gs
 from pydantic import Field
 
 from passes._names import select
-from passes._ops import quantized_matmuls
-from passes._quantized import Part
+from passes._ops import quantized_matmuls, replace_weight
 from passes.base import Outcome, Pass, PassError
 
 
@@ -55,19 +54,5 @@ class FinetuneBlocks(Pass):
         rewritten = tuple(name for name in found if name not in skipped)
         for name in rewritten:
             node, weight = found[name]
-            trained = replace(weight, training=self)
-            parts = [t for t in _constants(node) if isinstance(t._values, Part) and t._values.of is weight]
-            for tensor in parts:
-                tensor.values = trained.parts[tensor._values.part]
+            replace_weight(node, weight, replace(weight, training=self))
         return Outcome(rewritten, skipped)
-
-
-def _constants(node: gs.Node) -> list[gs.Constant]:
-    """The constants behind what a quantized MatMul multiplies by."""
-    found, todo = [], list(node.inputs[1:])
-    while todo:
-        tensor = todo.pop()
-        if isinstance(tensor, gs.Constant):
-            found.append(tensor)
-        todo += [t for maker in tensor.inputs for t in maker.inputs]
-    return found

@@ -32,6 +32,10 @@ class RotateResidual(Pass):
     heads: bool = True
     """Whether each head of v_proj and o_proj is rotated as well."""
 
+    @property
+    def keeps_shapes(self) -> bool:
+        return True
+
     def apply(self, graph: gs.Graph) -> Outcome:
         norms = [norm for norm in find_norms(graph) if not norm.gamma.name.endswith(("q_norm.weight", "k_norm.weight"))]
         if not norms:

@@ -15,14 +15,12 @@ from threadpoolctl import threadpool_limits
 from passes._quantized import QuantizedWeight
 from pipeline.recipe import Calibrate
 from pipeline.segments import LAYER
-from pipeline.sessions import decoder_feeds, weight_folder
+from pipeline.sessions import weight_folder
 from pipeline.side_by_side import CorrectedWeight, SideBySide
 from pipeline.stages import Stages
 from pipeline.store import Entry, Store, digest, source_digest, versions
 from pipeline.weights import SourceDigests, weight_key, write_entry
 
-BATCH_TOKENS = 4096
-"""Tokens that go through onnxruntime at once."""
 SAVE_SECONDS = 60.0
 """Hidden states are saved once this much work would be lost without them."""
 LIBRARIES = ("numba", "numpy", "onnxruntime")
@@ -135,9 +133,7 @@ def _resume(
     for number in range(unfinished, 0, -1):
         if (entry := store.get(_states_key(keys[number]))) is not None:
             return number, SideBySide.load(stages, scratch, entry), entry
-    size = max(1, BATCH_TOKENS // windows.shape[1])
-    batches = [windows[start : start + size] for start in range(0, len(windows), size)]
-    return 0, SideBySide(stages, scratch, [decoder_feeds(stages.graph, ids) for ids in batches]), None
+    return 0, SideBySide.begin(stages, scratch, windows), None
 
 
 def _opens_layer(stages: Stages, number: int) -> bool:

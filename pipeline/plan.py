@@ -131,7 +131,8 @@ def make_plan(recipe: Recipe, build: Path, model: Path | None) -> Plan:
     check_config(checkpoint, recipe.export)
     graph = sketch(checkpoint)
     for step in recipe.passes:
-        step.apply(graph)
+        if not step.options.keeps_shapes:
+            step.apply(graph)
     return plan_of(recipe, checkpoint, graph, build)
 
 

@@ -22,6 +22,7 @@ from passes._quantized import QuantizedWeight
 from pipeline import export, validate
 from pipeline.calibrate import calibrate
 from pipeline.calibration_text import calibration_windows
+from pipeline.channel_scales import find_channel_scales, set_to_one
 from pipeline.checkpoint import SIDE_FILES, Checkpoint
 from pipeline.convert import mnn_compare, mnn_folder, proof
 from pipeline.errors import PipelineError, ValidationFailed
@@ -96,6 +97,7 @@ def run_recipe(recipe: Recipe, build: Path, model: Path | None, console: Console
                 _apply(run, graph, step)
             if recipe.calibrate is not None:
                 text = _calibration_text(run)
+                _channel_scales(run, graph, text)
                 _calibrate(run, graph, text)
                 _finetune(run, graph, text)
             _write_onnx(run, graph, work / "onnx")
@@ -140,6 +142,7 @@ def _rehearse(run: Run, graph_file: Path) -> np.ndarray:
         graph = export.load_graph(graph_file, run.checkpoint)
         for step in run.recipe.passes:
             step.apply(graph)
+        set_to_one(graph)
         if not any(quantized_weight(node) for node in graph.nodes):
             raise PipelineError(f"{run.recipe.file}: this recipe quantizes nothing; add quantize_matmul to passes.")
         _check_disk(plan_of(run.recipe, run.checkpoint, graph, run.store.root.parent), run.store.root.parent)
@@ -176,6 +179,17 @@ def _calibration_text(run: Run) -> np.ndarray:
         windows = calibration_windows(options, run.recipe.folder, run.checkpoint, run.model_digest(), run.store)
         record.key = digest(run.model_digest(), windows.tolist())
     return windows
+
+
+def _channel_scales(run: Run, graph: gs.Graph, text: np.ndarray) -> None:
+    """Search what `fold_channel_scales` left open, if it was used."""
+    if not set_to_one(graph):
+        return
+    with run.steps.step("channel scales", {}) as (record, report):
+        keys, made = find_channel_scales(graph, text, run.sources, run.store, report)
+        record.key = digest(run.steps.records[-1].key, keys)
+        record.cached = made == 0
+        record.notes.append(f"{made} searched, {len(keys) - made} recalled")
 
 
 def _calibrate(run: Run, graph: gs.Graph, text: np.ndarray) -> None:

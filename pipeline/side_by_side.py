@@ -16,9 +16,12 @@ from passes._hessian import Hessian, Moments
 from passes._weights import Weight
 from pipeline.onnx_weights import stored_as_entry
 from pipeline.pieces import Feeds, return_memory
+from pipeline.sessions import decoder_feeds
 from pipeline.stages import Product, Stages
 from pipeline.store import Entry
 
+BATCH_TOKENS = 4096
+"""Tokens that go through onnxruntime at once."""
 DAMPING = 0.01
 """Of the second moments, where a layer's weights are corrected for the errors before them."""
 
@@ -40,15 +43,29 @@ class SideBySide:
     exact: list[Feeds]
     quantized: list[Feeds] = field(default_factory=list)
 
+    @staticmethod
+    def begin(stages: Stages, scratch: Path, windows: np.ndarray) -> SideBySide:
+        """Before the first stage of windows int64 [windows, tokens], some of them at a time."""
+        size = max(1, BATCH_TOKENS // windows.shape[1])
+        batches = [windows[start : start + size] for start in range(0, len(windows), size)]
+        return SideBySide(stages, scratch, [decoder_feeds(stages.graph, ids) for ids in batches])
+
     def run(self, number: int) -> None:
         """Run what leads to the products of a stage."""
-        for state in self.stages.run(number, self.exact + self.quantized):
+        self._run(number, self.exact + self.quantized)
+        if not self.quantized:  # nothing was quantized before the first products
+            self.quantized = [dict(state) for state in self.exact]
+
+    def run_exact(self, number: int) -> None:
+        """`run` of the float model alone."""
+        self._run(number, self.exact)
+
+    def _run(self, number: int, states: list[Feeds]) -> None:
+        for state in self.stages.run(number, states):
             for name, value in state.items():
                 if value.nbytes >= LARGE and not isinstance(value, np.memmap):
                     state[name] = self._room(value.shape, value.dtype)
                     state[name][...] = value
-        if not self.quantized:  # nothing was quantized before the first products
-            self.quantized = [dict(state) for state in self.exact]
 
     def moments(self, x: str) -> Hessian:
         """Second moments of an input of the quantized model's products."""
@@ -65,6 +82,13 @@ class SideBySide:
             np.subtract(exact[x], quantized[x], out=away)
             pairs.append((_rows(away), _rows(quantized[x])))
         return pairs
+
+    def sample(self, x: str, tokens: int) -> np.ndarray:
+        """An input of the float model at about so many places, evenly spread over the text, float32 [places, K]."""
+        inputs = [_rows(state[x]) for state in self.exact]
+        step = -(-sum(map(len, inputs)) // tokens)
+        starts = np.cumsum([0, *map(len, inputs)])
+        return np.concatenate([rows[-start % step :: step] for start, rows in zip(starts, inputs, strict=False)])
 
     def multiply_exact(self, product: Product) -> None:
         """The float model's y of a product."""

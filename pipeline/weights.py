@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import psutil
 
+from passes._channel_scales import ScaledWeight
 from passes._quantized import Chunk, Part, QuantizedWeight
 from passes._weights import ROW_CHUNK_BYTES, TransposedWeight, Weight
 from pipeline.checkpoint import CheckpointWeight, stat_signature
@@ -39,6 +40,8 @@ class SourceDigests:
         """SHA-256 of the bytes of a weight, with its shape and dtype."""
         if isinstance(weight, TransposedWeight):
             return digest("transposed", self.of(weight.source))
+        if isinstance(weight, ScaledWeight):
+            return digest("scaled", self.of(weight.source), [None if one is None else one.tolist() for one in weight.scales])
         if (known := self.known(weight)) is not None:
             return known
         hashed = HashedWeight(weight)

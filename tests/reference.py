@@ -280,6 +280,22 @@ def refine_free(rows: np.ndarray, found: Blocks, form: BlockFormat, h: np.ndarra
     return found
 
 
+def awq(rows: np.ndarray, form: BlockFormat, hessian: Hessian, shares: int = 10, least: float = 0.5) -> Blocks:
+    """Row by row and block by block, each clipped copy rounded to nearest on its own."""
+    k, size = rows.shape[1], form.block_size
+    h = hessian.matrix.astype(np.float64)
+    parts = []
+    for row in rows.astype(F32):
+        for start in range(0, k, size):
+            w, own = row[start : start + size], h[start : start + size, start : start + size]
+            limits = [np.abs(w).max() * F32(1 - (1 - least) * i / shares) for i in range(shares)]
+            found = [rtn(np.clip(w, -limit, limit)[None], form) for limit in limits]
+            away = [one.dequantize(len(w))[0].astype(np.float64) - w for one in found]
+            parts.append(found[int(np.argmin([e @ own @ e for e in away]))])
+    names = ("codes", "scales", "zero_points")
+    return Blocks(*(np.concatenate([getattr(one, name) for one in parts], 1).reshape(len(rows), -1) for name in names))
+
+
 def signround(rows: np.ndarray, form: BlockFormat, hessian: Hessian, iterations: int = 200, damping: float = 0.01) -> Blocks:
     """The paper's forward pass, its gradients left to torch, rounding passed straight; float64."""
     import torch

@@ -13,6 +13,7 @@ from passes._blocks import BlockFormat, Blocks, ScaleDtype, exact_grid
 from passes._hessian import Hessian, Moments
 from passes._registry import find_method, names_in
 from passes.base import PassError
+from passes.methods.awq import Awq
 from passes.methods.base import Method
 from passes.methods.gptq import Gptq
 from passes.methods.hqq import Hqq
@@ -29,6 +30,7 @@ CALIBRATED = {
     "gptq": (Gptq(), reference.gptq),
     "refine": (Refine(), reference.refine),
     "signround": (Signround(), reference.signround),
+    "awq": (Awq(), reference.awq),
 }
 DTYPES = {"fp32": np.float32, "fp16": np.float16, "bf16": ml_dtypes.bfloat16}
 
@@ -160,11 +162,13 @@ def test_activation_order_equals_reference() -> None:
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_relations_between_calibrated_methods(bits: int, symmetric: bool) -> None:
     form, rows, inputs = BlockFormat(bits, 32, symmetric, "fp16"), weights(64, 256), hessian(256)
-    by_name = {m: find_method(m)().quantize(rows, form, inputs) for m in ("mse", "weighted_mse", "gptq", "refine", "signround")}
+    names = ("rtn", "mse", "awq", "weighted_mse", "gptq", "refine", "signround")
+    by_name = {name: find_method(name)().quantize(rows, form, inputs) for name in names}
     outputs = {name: output_error(rows, blocks, inputs) for name, blocks in by_name.items()}
     on_weights = {name: ((blocks.dequantize(256) - rows) ** 2).mean() for name, blocks in by_name.items()}
     importance = {n: ((b.dequantize(256) - rows) ** 2 * inputs.diagonal).mean() for n, b in by_name.items()}
     assert outputs["refine"] < 0.95 * outputs["gptq"] < 0.8 * outputs["mse"]
+    assert outputs["gptq"] < outputs["awq"] < outputs["rtn"]
     assert outputs["signround"] < 0.9 * outputs["mse"]
     assert on_weights["mse"] < on_weights["gptq"], "what GPTQ wins on outputs it pays for on weights"
     assert importance["weighted_mse"] < importance["mse"]

@@ -11,7 +11,8 @@ TESTS = Path(__file__).parent
 
 
 CASES = (
-    "3-16-asym-40 or 2-16-asym-44 or 2-16-free-44 or bytes_of_one or squared_error or lsb_equals and 16 or planes_hold and 16 or exact_scale "
+    "3-16-asym-40 or 2-16-asym-44 or 2-16-free-44 or bytes_of_one "
+    "or squared_error or lsb_equals and 16 or planes_hold and 16 or exact_scale "
     "or reaches_the_largest"
 )
 FILES = ("test_methods.py", "test_pack.py", "test_blocks.py", "test_quantized.py")

@@ -240,7 +240,7 @@ def test_texts_that_do_not_serve(tmp_path: Path, tiny: Callable[..., Path]) -> N
     ("section", "method", "message"),
     [
         ("", "gptq", r"mine.yaml:3:5: quantize_matmul looks at the inputs of layers here; say which text makes them"),
-        ("calibrate: {}", "mse", r"mine.yaml:4:12: no pass looks at inputs.*: gptq, refine, signround, weighted_mse"),
+        ("calibrate: {}", "mse", r"mine.yaml:4:12: no pass looks at inputs.*: awq, gptq, refine, signround, weighted_mse"),
         ("calibrate: {windws: 3}", "gptq", r"mine.yaml:4:13: unknown option 'windws'. Did you mean 'window"),
     ],
 )

@@ -97,7 +97,7 @@ MISTAKES = [
     ("block_size", "colour", "9:7: unknown option 'colour'. Options: bits, block_size,"),
     ("      bits: 3\n", "", "8:7: the option 'bits' is required."),
     ("method: mse", "method: gtpq", "10:15: method: there is no method 'gtpq'. Did you mean 'gptq'?"),
-    ("method: mse", "method: magic", "there is no method 'magic'. Known: gptq, hqq, mse, refine, rtn, signround"),
+    ("method: mse", "method: magic", "there is no method 'magic'. Known: awq, gptq, hqq, mse, refine, rtn, signround"),
     ("method: mse", "method: {hqq: {p: big}}", "method: hqq: p: Input should be a valid number"),
     ("method: mse", "method: [mse]", "a method is a name such as rtn"),
     ("include: [lm_head]", "include: lm_head", "6:16: include is 'lm_head'; expected a list"),

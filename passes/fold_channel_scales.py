@@ -1,0 +1,134 @@
+"""Quantized MatMuls -> the same function, their inputs' channels scaled so that rounding spares those that matter most."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated
+
+import onnx_graphsurgeon as gs
+from pydantic import Field
+
+from passes._channel_scales import ChannelScale, ScaledWeight
+from passes._decoder import VIEWS, find_norms
+from passes._match import behind, producer, readers
+from passes._ops import quantized_matmuls, quantized_weight, replace_weight
+from passes._weights import weight_of
+from passes.base import Outcome, Pass, PassError
+
+
+class FoldChannelScales(Pass):
+    """AWQ's scales (Lin et al., arXiv:2306.00978): columns of important inputs grow before they are rounded.
+
+    What makes the inputs is divided by the same scales, so nothing of it is left at run time: a norm's weight, the rows of
+    v_proj (through attention, one scale for all heads of a group) or of up_proj (through the product with the gate). A scale
+    is mean(|x|)^ratio, its ratio that of least output error after rounding to nearest, searched on the text of
+    `calibrate:`. Comes after quantize_matmul, whose bits and blocks it needs, and serves any method.
+    """
+
+    ratios: Annotated[int, Field(ge=2)] = 20
+    """How many exponents from 0 to 1 are tried; 0 leaves everything as it is."""
+
+    @property
+    def calibrated(self) -> bool:
+        return True
+
+    @property
+    def keeps_shapes(self) -> bool:
+        return True
+
+    def apply(self, graph: gs.Graph) -> Outcome:
+        nodes = [node for node, _ in quantized_matmuls(graph)]
+        if not nodes:
+            raise PassError("no quantized MatMul found; put quantize_matmul before it.")
+        rewritten: list[str] = []
+        skipped: dict[str, str] = {}
+        for x in {id(x): x for node in nodes for x in [behind(node.inputs[0])]}.values():
+            reading = [node for node in readers(x) if node.op != "Shape"]
+            names = [weight.name for node in reading if (weight := quantized_weight(node)) is not None]
+            if len(names) < len(reading):
+                reason = "something else reads the same input"
+            else:
+                scale = self._fold(graph, x, int(reading[0].attrs["K"]))
+                reason = "its input is made by no norm, and by no layer that scales pass through" if scale is None else ""
+            if reason:
+                skipped |= dict.fromkeys(names, reason)
+                continue
+            rewritten += names
+            for node in reading:
+                _scale(node, read=scale)
+        if not rewritten:
+            raise PassError(f"nothing to fold: {next(iter(skipped))}: {next(iter(skipped.values()))}.")
+        return Outcome(tuple(rewritten), skipped)
+
+    def _fold(self, graph: gs.Graph, x: gs.Tensor, channels: int) -> ChannelScale | None:
+        """Divide what makes the channels of `x` by a new scale; None if nothing does that can be divided."""
+        norm = next((norm for norm in find_norms(graph) if behind(norm.y) is x), None)
+        if norm is not None:
+            (scaled,) = readers(norm.gamma)
+            scale = ChannelScale(norm.gamma.name.removesuffix(".weight"), channels, self.ratios)
+            _divide(scaled, next(i for i, t in enumerate(scaled.inputs) if behind(t) is norm.gamma), scale)
+            return scale
+        if (found := _gated(x) or _attended(graph, x)) is None:
+            return None
+        linear, bias, head_dim = found
+        size = int(linear.attrs["N"])
+        weight = quantized_weight(linear)
+        if weight is None or channels % size:
+            return None
+        scale = ChannelScale(weight.name, size, self.ratios, head_dim or size, channels // size)
+        _scale(linear, written=scale)
+        if bias is not None:
+            _divide(*bias, scale)
+        return scale
+
+
+_Linear = tuple[gs.Node, tuple[gs.Node, int] | None]
+"""A quantized MatMul, and the Add of its bias with the place of the constant."""
+
+
+def _scale(node: gs.Node, read: ChannelScale | None = None, written: ChannelScale | None = None) -> None:
+    weight = quantized_weight(node)
+    assert weight is not None
+    replace_weight(node, weight, replace(weight, source=ScaledWeight(weight.source, read, written)))
+
+
+def _divide(node: gs.Node, place: int, scale: ChannelScale) -> None:
+    """Divide a one-dimensional constant that a node reads."""
+    constant = behind(node.inputs[place])
+    node.inputs[place] = gs.Constant(constant.name, ScaledWeight(weight_of(constant), written=scale))
+
+
+def _gated(x: gs.Tensor) -> tuple[*_Linear, None] | None:
+    """The layer whose output is multiplied with a gate to make `x`, and is read by nothing else."""
+    product = producer(x)
+    if product is None or product.op != "Mul":
+        return None
+    found = [(t, linear) for t in map(behind, product.inputs) if (linear := _linear(t)) is not None]
+    if len(found) != 1 or [id(one) for one in readers(found[0][0])] != [id(product)]:
+        return None
+    return *found[0][1], None
+
+
+def _attended(graph: gs.Graph, x: gs.Tensor) -> tuple[*_Linear, int] | None:
+    """The layer that makes the values which attention averages to `x`, behind the cache, and the size of a head."""
+    average = producer(behind(x, VIEWS))
+    cache = producer(behind(average.inputs[1], VIEWS)) if average is not None and average.op == "MatMul" else None
+    if cache is None or cache.op != "Concat":
+        return None
+    past = behind(cache.inputs[0])
+    linear = _linear(behind(cache.inputs[1], VIEWS))
+    if linear is None or past not in graph.inputs or not past.name.endswith(".value"):
+        return None
+    return *linear, int(past.shape[3])
+
+
+def _linear(tensor: gs.Tensor) -> _Linear | None:
+    """The quantized MatMul that makes a tensor, through the Add of a bias."""
+    node, bias = producer(tensor), None
+    if node is not None and node.op == "Add":
+        places = [i for i, t in enumerate(node.inputs) if isinstance(behind(t), gs.Constant)]
+        if len(places) != 1:
+            return None
+        bias = node, places[0]
+        node = producer(behind(node.inputs[1 - places[0]]))
+    return None if node is None or quantized_weight(node) is None else (node, bias)
