@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Literal
 
 import onnx_graphsurgeon as gs
 from pydantic import Field
@@ -21,6 +21,8 @@ class FinetuneBlocks(Pass):
     model. It begins with the codes that `quantize_matmul` chose, so it comes after it, and reads the text of `calibrate:`.
     """
 
+    optimizer: Literal["adam", "sign"] = "adam"
+    """`sign`: steps of one length against the signs of gradients, as AutoRound's SignSGD, falling linearly to zero."""
     epochs: Annotated[int, Field(ge=0)] = 3
     """How often each block sees all windows."""
     end_to_end: Annotated[int, Field(ge=0)] = 0

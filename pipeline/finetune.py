@@ -141,15 +141,19 @@ class _Training:
             {"params": [linear.latent for linear in trained.values()], "lr": options.learning_rate},
             {"params": [p for linear in trained.values() for p in linear.grid], "lr": options.scale_learning_rate},
         )
-        optimizer = torch.optim.Adam(groups, betas=BETAS)
+        adam = options.optimizer == "adam"
+        optimizer = torch.optim.Adam(groups, betas=BETAS) if adam else torch.optim.SGD(groups)
         steps = epochs * -(-count // options.batch)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step / steps))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step / steps) if adam else 1 - step / steps)
         shuffled = torch.Generator().manual_seed(options.seed)
         for step in range(steps):
             if step % -(-count // options.batch) == 0:
                 batches = iter(torch.split(torch.randperm(count, generator=shuffled), options.batch))
             optimizer.zero_grad()
             torch.autograd.backward(loss(next(batches)))
+            if not adam:
+                for parameter in (p for group in optimizer.param_groups for p in group["params"] if p.grad is not None):
+                    parameter.grad.sign_()
             optimizer.step()
             schedule.step()
             share((step + 1) / steps)

@@ -11,8 +11,9 @@ from torch.nn import functional
 from passes._blocks import Blocks, exact_grid
 from passes._quantized import QuantizedWeight
 
-REACH = 0.3
-"""How far from its code, in steps, a latent weight may begin: a half would let the first update flip it."""
+REACH = {False: 0.49, True: 0.3}
+"""How far from its code, in steps, a latent weight may begin. One that was rounded to nearest keeps its place. A calibrated
+method moved weights for others' sake, often past a half, where the first update would flip them back."""
 
 
 class TrainedLinear(torch.nn.Module):
@@ -34,7 +35,8 @@ class TrainedLinear(torch.nn.Module):
         self.settle(blocks)
         with torch.no_grad():
             place = linear.weight.float() / self._spread(self.scale) + self._spread(self.zero)
-            self.latent.copy_(torch.clamp(place, self.latent - REACH, self.latent + REACH))
+            reach = REACH[weight.method.calibrated]
+            self.latent.copy_(torch.clamp(place, self.latent - reach, self.latent + reach))
 
     @property
     def grid(self) -> list[torch.nn.Parameter]:
