@@ -18,7 +18,7 @@ from typing import Any
 from rich.console import Console
 
 from passes import methods
-from passes._registry import find_method, names_in
+from passes._registry import names_in
 from pipeline.recipe import load_recipe
 from pipeline.runner import run_recipe
 from tests.bench.reasoning import MODEL as REASONER
@@ -30,8 +30,8 @@ model: {model}
 {calibrate}
 passes:
   - narrow_embedding
-  - quantize_matmul: {{bits: 4, block_size: {block}, include: [lm_head], method: {head}}}
-  - quantize_matmul: {{bits: {bits}, block_size: {block}, method: {method}}}
+  - quantize_matmul: {{bits: 4, block_size: {block}, include: [lm_head], method: {head}, zero_point: {zero_point}}}
+  - quantize_matmul: {{bits: {bits}, block_size: {block}, method: {method}, zero_point: {zero_point}}}
 {then}
 {more}
 """
@@ -39,27 +39,37 @@ passes:
 
 @dataclass(frozen=True)
 class Case:
-    """A row of the tables: a method, for lm_head another, what it is calibrated on, and the pass after it."""
+    """A row of the tables: a method, for lm_head another, what it is calibrated on, the pass after it, kind of zero point."""
 
     name: str
     method: str
     head: str = "rtn"
     calibrate: str = ""
     then: str = ""
+    zero_point: str = "integer"
 
 
 OWN = "calibrate: {windows: 256"
+FREE = "float zero points"
+BY_SIGNS = "  - finetune_blocks: {optimizer: sign, epochs: 6, scale_learning_rate: 0.005, exclude: [lm_head]}"
+BOTH = "  - finetune_blocks: {end_to_end: 2}"
 CASES = (
     Case("rtn", "rtn"),
     Case("mse", "mse"),
     Case("hqq", "hqq"),
+    Case(f"mse, {FREE}", "mse", zero_point="float"),
+    Case(f"hqq, {FREE}", "hqq", zero_point="float"),
+    Case("awq, fold_channel_scales", "awq", "awq", OWN + "}", "  - fold_channel_scales"),
     Case("weighted_mse", "weighted_mse", "weighted_mse", OWN + "}"),
     Case("gptq, each layer for itself", "gptq", "gptq", OWN + ", asymmetric: false}"),
     Case("gptq", "gptq", "gptq", OWN + "}"),
     Case("signround", "signround", "signround", OWN + "}"),
     Case("refine", "refine", "refine", OWN + "}"),
     Case("refine, lm_head by rtn", "refine", "rtn", OWN + "}"),
-    Case("refine, then finetune_blocks", "refine", "refine", OWN + "}", "  - finetune_blocks: {end_to_end: 2}"),
+    Case("rtn, then finetune_blocks by signs", "rtn", "rtn", OWN + "}", BY_SIGNS),
+    Case("refine, then finetune_blocks", "refine", "refine", OWN + "}", BOTH),
+    Case(f"refine, {FREE}", "refine", "refine", OWN + "}", zero_point="float"),
+    Case(f"refine, {FREE}, then finetune_blocks", "refine", "refine", OWN + "}", BOTH, "float"),
 )
 
 
@@ -74,7 +84,7 @@ class Bench:
         path = self.scratch / "case.yaml"
         text = RECIPE.format(
             model=model, calibrate=case.calibrate, block=block, head=case.head, bits=bits, method=case.method,
-            then=case.then, more=more,
+            then=case.then, zero_point=case.zero_point, more=more,
         )  # fmt: skip
         path.write_text(text, "utf-8")
         folder = run_recipe(load_recipe(path), self.scratch / "build", None, Console(quiet=True))
@@ -125,7 +135,6 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, nargs="+", default=[64, 32, 128])
     options = parser.parse_args()
     assert {case.method for case in CASES} == set(names_in(methods)), "a new method wants a row"
-    assert all(bool(case.calibrate) == find_method(case.method).calibrated for case in CASES)
     with tempfile.TemporaryDirectory() as scratch:
         bench = Bench(Path(scratch))
         divergences(bench, options.bits, options.blocks)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import TensorProto, helper, numpy_helper
 
-from passes._blocks import BlockFormat
+from passes._blocks import BlockFormat, ZeroPoint
 from passes._match import matmul_weight
 from passes._names import layer_name
 from passes._registry import find_method
@@ -50,8 +51,8 @@ for name in sys.argv[2:]:
 """
 
 
-def ours(weights: Weights, bits: int, method: str) -> Weights:
-    form = BlockFormat(bits, BLOCK, False, "fp16")
+def ours(weights: Weights, bits: int, method: str, zero_point: ZeroPoint) -> Weights:
+    form = BlockFormat(bits, BLOCK, False, "fp16", zero_point)
     return {n: find_method(method)().quantize(w, form).dequantize(w.shape[1]) for n, w in weights.items()}
 
 
@@ -139,14 +140,14 @@ def _recipe(scratch: Path) -> Recipe:
 
 
 def main() -> None:
-    rows: list[tuple[str, Callable[[Weights, int], Weights] | None, tuple[int, ...]]] = [
+    rows: list[tuple[str, Callable[[Weights, int], Weights], tuple[int, ...]]] = [
         ("onnxruntime MatMulNBitsQuantizer", onnxruntime_default, (4, 2)),
         ("MNN converter", mnn_converter, (4, 3, 2)),
         ("MNN converter --hqq", lambda w, b: mnn_converter(w, b, "--hqq"), (4, 3, 2)),
-        ("lowbit rtn", lambda w, b: ours(w, b, "rtn"), (4, 3, 2)),
-        ("lowbit mse", lambda w, b: ours(w, b, "mse"), (4, 3, 2)),
-        ("lowbit hqq", lambda w, b: ours(w, b, "hqq"), (4, 3, 2)),
     ]
+    for zero_point, kind in (("integer", ""), ("float", ", float zero points")):
+        for method in ("rtn", "mse", "hqq"):
+            rows.append((f"lowbit {method}{kind}", partial(ours, method=method, zero_point=zero_point), (4, 3, 2)))
     print("| KL (nats/token), perplexity | 4 bits | 3 bits | 2 bits |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory() as scratch:
         evaluation = Evaluation(Path(scratch))
