@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from passes import methods
+from passes._registry import find_method, names_in
 from passes.base import PassError
 from pipeline.errors import ConvertError
 
@@ -85,6 +87,20 @@ def test_both_runtimes_compute_the_same(results: Callable[..., Path], case: str)
     assert high["perplexity"] == pytest.approx(manifest["quality"]["mnn"]["onnxruntime_perplexity"], rel=5e-5)
     # int8 activations: wrong blocks would be off by factors, not by percents
     assert manifest["quality"]["mnn"]["memory_low"]["relative_error"] < 0.2
+
+
+@pytest.mark.parametrize("zero_point", ["integer", "float"])
+@pytest.mark.parametrize("method", [name for name in names_in(methods) if find_method(name).calibrated])
+def test_what_calibrated_methods_choose_is_the_same_in_both_runtimes(
+    results: Callable[..., Path], method: str, zero_point: str
+) -> None:
+    quantize = f"quantize_matmul: {{bits: 3, block_size: 32, method: {method}, zero_point: {zero_point}}}"
+    folder = results(NARROW, quantize, "fold_channel_scales", convert="calibrate: {windows: 4, window: 32}\nconvert: {}")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert {(one["method"], one["zero_point"]) for one in manifest["weights"].values()} == {(method, zero_point)}
+    assert manifest["mnn"]["bit_exact"] is True
+    assert manifest["mnn"]["max_relative_error"] < 1e-4
+    assert manifest["quality"]["mnn"]["memory_high"]["greedy_equal"] == 32
 
 
 @pytest.mark.parametrize("zero_point", ["integer", "float"])
