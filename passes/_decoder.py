@@ -173,7 +173,11 @@ def _scaled(table: gs.Tensor) -> tuple[float, gs.Tensor]:
 
 @dataclass(frozen=True, eq=False)
 class Attention:
-    """Causal grouped-query attention of one layer, from its projections to the input of o_proj."""
+    """Causal grouped-query attention of one layer, from its projections to the input of o_proj.
+
+    Attributes:
+        q_norm, k_norm: RMSNorm of each head of queries and keys before the rotary embedding, where there are any.
+    """
 
     layer: int
     q: Linear
@@ -184,6 +188,8 @@ class Attention:
     kv_heads: int
     head_dim: int
     scale: float
+    q_norm: Norm | None
+    k_norm: Norm | None
 
 
 def find_attention(graph: gs.Graph, linears: dict[str, Linear], rotary: Rotary) -> list[Attention]:
@@ -191,10 +197,13 @@ def find_attention(graph: gs.Graph, linears: dict[str, Linear], rotary: Rotary) 
     layers = [name.removesuffix(".self_attn.q_proj") for name in linears if name.endswith(".self_attn.q_proj")]
     need(layers, "no layer has a quantized self_attn.q_proj: not a decoder that this pass knows.")
     inputs = {t.name: t for t in graph.inputs}
-    return [_attention(prefix, linears, rotary, inputs) for prefix in layers]
+    norms = {norm.gamma.name: norm for norm in find_norms(graph)}
+    return [_attention(prefix, linears, rotary, inputs, norms) for prefix in layers]
 
 
-def _attention(prefix: str, linears: dict[str, Linear], rotary: Rotary, inputs: dict[str, gs.Tensor]) -> Attention:
+def _attention(
+    prefix: str, linears: dict[str, Linear], rotary: Rotary, inputs: dict[str, gs.Tensor], norms: dict[str, Norm]
+) -> Attention:
     layer = int(prefix.rpartition(".")[2])
     where = f"{prefix}.self_attn"
     for part in "qkvo":
@@ -221,11 +230,25 @@ def _attention(prefix: str, linears: dict[str, Linear], rotary: Rotary, inputs: 
         known = name in own | must | {rotary.cos.name, rotary.sin.name}
         need(known or constant_value(leaf) is not None, f"{where}: reads '{name}', which plain attention does not.")
     need(must <= set(leaves), f"{where}: does not read {sorted(must - set(leaves))}.")
-    scale = _check_scores(where, o, q, k, rotary, inputs[f"past_key_values.{layer}.key"])
-    return Attention(layer, q, k, v, o, heads, kv_heads, head_dim, scale)
+    q_norm, k_norm = (_head_norm(norms.get(f"{where}.{n}_norm.weight"), one, head_dim) for n, one in (("q", q), ("k", k)))
+    need((q_norm is None) == (k_norm is None), f"{where}: norms the heads of queries or of keys alone.")
+    sources = [one.y if norm is None else norm.y for one, norm in ((q, q_norm), (k, k_norm))]
+    scale = _check_scores(where, o, sources[0], sources[1], rotary, inputs[f"past_key_values.{layer}.key"])
+    return Attention(layer, q, k, v, o, heads, kv_heads, head_dim, scale, q_norm, k_norm)
 
 
-def _check_scores(where: str, o: Linear, q: Linear, k: Linear, rotary: Rotary, past: gs.Tensor) -> float:
+def _head_norm(norm: Norm | None, linear: Linear, head_dim: int) -> Norm | None:
+    """The norm of a projection's heads, proven to be one; None if there is none."""
+    if norm is None:
+        return None
+    name = norm.gamma.name
+    need(tuple(norm.gamma.shape) == (head_dim,), f"{name}: norms {norm.gamma.shape[0]} features, a head has {head_dim}.")
+    origin = behind(norm.x, VIEWS)
+    need(origin is behind(linear.y), f"{name}: norms '{origin.name}', expected the heads of '{linear.y.name}'.")
+    return norm
+
+
+def _check_scores(where: str, o: Linear, q: gs.Tensor, k: gs.Tensor, rotary: Rotary, past: gs.Tensor) -> float:
     """Prove softmax(rope(q) rope([past, k])^T * scale + mask) and return the scale."""
     weighted = _made_by(behind(o.x, VIEWS), where, "MatMul")
     probabilities = _back(weighted.inputs[0], {"Where"})
@@ -236,10 +259,10 @@ def _check_scores(where: str, o: Linear, q: Linear, k: Linear, rotary: Rotary, p
     need(len(products) == 1, f"{where}: '{masked.name}' does not add a mask to one product of queries and keys.")
     q_scale, query = _unscaled(products[0].inputs[0])
     k_scale, key = _unscaled(products[0].inputs[1])
-    _check_rope(where, query, q.y, rotary)
+    _check_rope(where, query, q, rotary)
     cache = _made_by(behind(key, VIEWS), where, "Concat")
     need(behind(cache.inputs[0]) is past, f"{where}: '{cache.name}' does not append to {past.name}.")
-    _check_rope(where, cache.inputs[1], k.y, rotary)
+    _check_rope(where, cache.inputs[1], k, rotary)
     return q_scale * k_scale
 
 

@@ -17,10 +17,24 @@ holder (float[1] x) => (float[1] y) {{ y = Identity (x) }}
 """
 
 
-def _rotated(x: str) -> str:
+def _normed(x: str) -> str:
+    return f"""
+    {x}_square = Mul ({x}_plain, {x}_plain)
+    {x}_mean = ReduceMean <keepdims = 1> ({x}_square, last_axis)
+    {x}_shifted = Add ({x}_mean, {x}_epsilon)
+    {x}_root = Sqrt ({x}_shifted)
+    {x}_unit = Div ({x}_plain, {x}_root)
+    {x}_gamma_values = Constant <value_floats: floats = @{x}_gamma> ()
+    {x}_heads = Mul ({x}_unit, {x}_gamma_values)
+"""
+
+
+def _rotated(x: str, normed: bool = False) -> str:
+    plain = "plain" if normed else "heads"
     return f"""
     {x}_size = Constant <value_ints: ints = @{x}_shape> ()
-    {x}_heads = Reshape ({x}, {x}_size)
+    {x}_{plain} = Reshape ({x}, {x}_size)
+    {_normed(x) if normed else ""}
     {x}_low, {x}_high = Split <axis = -1, num_outputs = 2> ({x}_heads)
     {x}_minus = Neg ({x}_high)
     {x}_turned = Concat <axis = -1> ({x}_minus, {x}_low)
@@ -39,6 +53,18 @@ RoPE <q_shape, k_shape> (q, k, cos, sin) => (q_out, k_out) {{ {_rotated("q")} {_
 q float32 [1, tokens, heads * head_dim], k likewise; cos, sin [1, tokens, 1, head_dim]; q_shape, k_shape the
 outputs' [1, -1, heads, head_dim].
 """
+
+NORMED_ROPE = f"""
+<domain: "{DOMAIN}", opset_import: ["": 18]>
+NormedRoPE <q_shape, k_shape, q_gamma, k_gamma, epsilon> (q, k, cos, sin) => (q_out, k_out)
+{{
+    last_axis = Constant <value = int64[1] {{-1}}> ()
+    q_epsilon = Constant <value_float: float = @epsilon> ()
+    k_epsilon = Identity (q_epsilon)
+    {_rotated("q", normed=True)} {_rotated("k", normed=True)}
+}}
+"""
+"""`ROPE` of heads that RMSNorm was applied to first, as in Qwen3: q_gamma, k_gamma float32 [head_dim]."""
 
 
 def _grouped(x: str, perm: str) -> str:

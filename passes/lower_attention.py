@@ -6,9 +6,10 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
-from passes._decoder import Attention, Rotary, find_attention, find_linears, find_rotary
-from passes._lowered_ops import ATTENTION, ROPE, declare
+from passes._decoder import Attention, Rotary, find_attention, find_linears, find_rotary, need
+from passes._lowered_ops import ATTENTION, NORMED_ROPE, ROPE, declare
 from passes._ops import DOMAIN
+from passes._weights import weight_of
 from passes.base import Outcome, Pass
 
 
@@ -17,8 +18,8 @@ class LowerAttention(Pass):
 
     The graph loses its `past_key_values` and becomes that of one sequence: inputs `input_ids`,
     `attention_mask` float32 [1, 1, tokens, tokens] (added to the scores), `position_ids` int32 [1, tokens];
-    the rotary tables are computed once from the graph's own inv_freq. Refused: partial or interleaved
-    rotary embedding, norms of queries or keys, and whatever else plain attention does not read.
+    the rotary tables are computed once from the graph's own inv_freq. Norms of the heads of queries and keys become part
+    of the rotary node. Refused: partial or interleaved rotary embedding, and whatever else plain attention does not read.
     """
 
     def apply(self, graph: gs.Graph) -> Outcome:
@@ -30,7 +31,7 @@ class LowerAttention(Pass):
         mask = gs.Variable("attention_mask", np.float32, [1, 1, "tokens", "tokens"])
         positions = gs.Variable("position_ids", np.int32, [1, "tokens"])
         cos, sin = _tables(graph, rotary, positions, layers[0].head_dim)
-        declare(graph, ROPE, ATTENTION)
+        declare(graph, ROPE, NORMED_ROPE, ATTENTION)
         for layer in layers:
             _rewrite(graph, layer, cos, sin, mask)
         graph.inputs = [t for t in graph.inputs if t.name == "input_ids"] + [mask, positions]
@@ -66,9 +67,16 @@ def _rewrite(graph: gs.Graph, layer: Attention, cos: gs.Tensor, sin: gs.Tensor, 
     prefix = f"model.layers.{layer.layer}.self_attn"
     heads, kv, dim = layer.heads, layer.kv_heads, layer.head_dim
     q, k, v, y = (gs.Variable(f"{prefix}.{part}", np.float32) for part in ("q", "k", "v", "y"))
-    rope = {"q_shape": [1, -1, heads, dim], "k_shape": [1, -1, kv, dim]}
+    rope: dict[str, object] = {"q_shape": [1, -1, heads, dim], "k_shape": [1, -1, kv, dim]}
+    kind = "RoPE"
+    if layer.q_norm is not None and layer.k_norm is not None:
+        kind, epsilon = "NormedRoPE", layer.q_norm.epsilon
+        need(layer.k_norm.epsilon == epsilon, f"{prefix}: norms of queries and keys differ in epsilon.")
+        gammas = {"q_gamma": layer.q_norm.gamma, "k_gamma": layer.k_norm.gamma}
+        rope |= {name: weight_of(gamma).load().astype(np.float32).tolist() for name, gamma in gammas.items()}
+        rope["epsilon"] = float(epsilon)
     inputs = [layer.q.y, layer.k.y, cos, sin]
-    graph.nodes.append(gs.Node("RoPE", f"{prefix}.rope", rope, inputs, [q, k], domain=DOMAIN))
+    graph.nodes.append(gs.Node(kind, f"{prefix}.rope", rope, inputs, [q, k], domain=DOMAIN))
     shape = gs.Constant(f"{prefix}.v_shape", np.array([1, -1, kv, dim], np.int64))
     graph.nodes.append(gs.Node("Reshape", f"{prefix}.v_heads", {}, [layer.v.y, shape], [v]))
     attrs = {

@@ -78,7 +78,7 @@ def hand_off(
     linears = find_linears(graph)
     placed = lay_out([(stored[name], _bias(one.bias)) for name, one in linears.items()], options.scale_dtype)
     scales = {node.attrs["scale"] for node in graph.nodes if node.op == "Attention"}
-    head_dims = {node.attrs["q_shape"][3] for node in graph.nodes if node.op == "RoPE"}
+    head_dims = {node.attrs["q_shape"][3] for node in graph.nodes if node.op in ("RoPE", "NormedRoPE")}
     outcome = LowerLinear().apply(graph)
     with (folder / WEIGHTS).open("wb") as stream:
         for i, layer in enumerate(placed):

@@ -22,6 +22,8 @@ from pipeline.convert.mnn_weights import MnnLayer
 from pipeline.errors import ConvertError
 
 NHWC = "NHWC"
+GAMMAS = {"q_gamma": "q_norm", "k_gamma": "k_norm"}
+"""What NormedRoPE calls the weights of its norms, and what MNN's RoPE calls them."""
 
 
 def write_mnn(graph: gs.Graph, layers: dict[str, MnnLayer], target: Path, scratch: Path) -> None:
@@ -76,9 +78,9 @@ def check_graph(graph: gs.Graph, mnn_file: Path, scratch: Path) -> None:
     """Prove that the final file has every operator, in the packed layout, and every float constant exactly."""
     document = read_json(mnn_file, scratch / "final.json")
     kinds = [op["type"] for op in document["oplists"]]
-    wanted = {"Linear": "Convolution", "RoPE": "RoPE", "Attention": "Attention"}
-    for ours, theirs in wanted.items():
-        count = sum(node.op == ours for node in graph.nodes)
+    wanted = {"Convolution": ("Linear",), "RoPE": ("RoPE", "NormedRoPE"), "Attention": ("Attention",)}
+    for theirs, ours in wanted.items():
+        count = sum(node.op in ours for node in graph.nodes)
         if kinds.count(theirs) != count:
             raise ConvertError(f"{mnn_file.name} has {kinds.count(theirs)} {theirs} operators, expected {count}.")
     if "Extra" in kinds:
@@ -89,8 +91,10 @@ def check_graph(graph: gs.Graph, mnn_file: Path, scratch: Path) -> None:
     content = mnn_file.read_bytes()
     constants = {norm.gamma.name: norm.gamma for norm in find_norms(graph)}
     constants |= {t.name: t for t in graph.tensors().values() if t.name == "rotary.inv_freq"}
-    for name, constant in constants.items():
-        if np.ascontiguousarray(constant.values, np.float32).tobytes() not in content:
+    values = {name: np.asarray(constant.values) for name, constant in constants.items()}
+    values |= {f"{n.name}.{g}": np.array(n.attrs[g]) for n in graph.nodes for g in GAMMAS if g in n.attrs}
+    for name, value in values.items():
+        if np.ascontiguousarray(value, np.float32).tobytes() not in content:
             raise ConvertError(f"{mnn_file.name}: the constant '{name}' is not there bit for bit.")
 
 
@@ -119,9 +123,10 @@ class _Editor:
             raise ConvertError(f"the converter does not know the operator {kind} of '{op['name']}'.")
         if kind == "Linear":
             self._linear(node.name, op, layers[node.name])
-        elif kind == "RoPE":
+        elif kind in ("RoPE", "NormedRoPE"):
             (heads, dim), kv_heads = node.attrs["q_shape"][2:], node.attrs["k_shape"][2]
             main = {"rope_cut_head_dim": dim, "num_head": heads, "kv_num_head": kv_heads, "head_dim": dim}
+            main |= {theirs: _head_norm(node.attrs, ours) for ours, theirs in GAMMAS.items() if ours in node.attrs}
             self._add(op["name"], "RoPE", op["inputIndexes"], op["outputIndexes"], "RoPEParam", main)
         elif kind == "Attention":
             main = {"kv_cache": True, "layer_index": node.attrs["layer"], "kv_shared_layer_index": -1}
@@ -153,6 +158,11 @@ class _Editor:
                 "main_type": main_type, "main": main, "defaultDimentionFormat": NHWC,
             }
         )  # fmt: skip
+
+
+def _head_norm(attrs: dict[str, Any], gamma: str) -> dict[str, Any]:
+    """MNN's LayerNorm inside its RoPE."""
+    return {"axis": [-1], "epsilon": float(np.float32(attrs["epsilon"])), "gamma": attrs[gamma], "useRMSNorm": True}
 
 
 def _exact_norm(main: dict[str, Any], gamma: np.ndarray, epsilon: float) -> None:

@@ -57,6 +57,7 @@ FAMILIES: list[tuple[str, dict[str, Any]]] = [
             },
         },
     ),
+    ("qwen3", {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}),
 ]
 
 
@@ -84,7 +85,7 @@ def lowered_inputs(table: np.ndarray, index: int = 0) -> dict[str, np.ndarray]:
     }
 
 
-@pytest.mark.parametrize(("kind", "options"), FAMILIES, ids=["qwen2", "llama-tied-biased", "llama3-rope"])
+@pytest.mark.parametrize(("kind", "options"), FAMILIES, ids=["qwen2", "llama-tied-biased", "llama3-rope", "qwen3"])
 def test_the_lowered_graph_computes_the_same_logits(exported: Exported, kind: str, options: dict[str, Any]) -> None:
     checkpoint, g = exported(kind, **options)
     quantized(g)
@@ -93,7 +94,7 @@ def test_the_lowered_graph_computes_the_same_logits(exported: Exported, kind: st
     for lowering in (LowerNorm(), LowerAttention(), LowerInterface()):
         assert lowering.apply(g).rewritten
     assert [t.name for t in g.inputs] == ["input_ids", "attention_mask", "position_ids", "logits_index"]
-    assert ops(g).count("Attention") == ops(g).count("RoPE") == 2
+    assert ops(g).count("Attention") == ops(g).count("RoPE") + ops(g).count("NormedRoPE") == 2
     table = checkpoint.weights["model.embed_tokens.weight"].load()
     assert relative_error(run(g, **lowered_inputs(table))[0], expected) < 1e-5
     assert relative_error(run(g, **lowered_inputs(table, -1))[0], expected[:, -1:]) < 1e-5
@@ -121,11 +122,32 @@ def test_lower_interface_takes_a_quantized_embedding(exported: Exported) -> None
     assert g.inputs[0].shape == ["tokens", 1, 64]
 
 
-def test_a_norm_of_queries_is_refused_by_name(exported: Exported) -> None:
+def test_norms_of_heads_go_into_the_rotary_node(exported: Exported) -> None:
     _, g = exported("qwen3")
     quantized(g)
-    LowerNorm().apply(g)
-    with pytest.raises(PassError, match=r"model.layers.0.self_attn: the rotated heads come from .*q_norm.*a norm between them"):
+    gamma = next(t for t in g.tensors().values() if t.name == "model.layers.1.self_attn.k_norm.weight")._values.load()
+    for lowering in (LowerNorm(), LowerAttention(), LowerInterface()):
+        lowering.apply(g)
+    ropes = [node for node in g.nodes if node.op == "NormedRoPE"]
+    assert len(ropes) == 2
+    assert ropes[1].attrs["k_gamma"] == gamma.astype(np.float32).tolist()
+    assert not [t for t in g.tensors() if "k_norm" in t]
+
+
+@pytest.mark.parametrize(
+    ("renamed", "message"),
+    [
+        (["q"], "norms the heads of queries or of keys alone"),
+        (["q", "k"], r"the rotated heads come from .*q_norm.*a norm between them"),
+    ],
+)
+def test_another_norm_of_heads_is_refused(exported: Exported, renamed: list[str], message: str) -> None:
+    _, g = exported("qwen3")
+    quantized(g)
+    for part in renamed:
+        gamma = next(t for t in g.tensors().values() if t.name == f"model.layers.0.self_attn.{part}_norm.weight")
+        gamma.name = f"other.{part}_norm.weight"
+    with pytest.raises(PassError, match=f"model.layers.0.self_attn: {message}"):
         LowerAttention().apply(g)
 
 
