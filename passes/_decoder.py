@@ -89,6 +89,7 @@ def find_norms(graph: gs.Graph) -> list[Norm]:
 def _norm(gamma: gs.Constant) -> Norm:
     name = gamma.name
     scaled = readers(gamma)
+    need(all(node.op != "Add" for node in scaled), f"{name}: a norm that multiplies by 1 + weight, as Gemma's, is not lowered.")
     need(len(scaled) == 1 and scaled[0].op == "Mul", f"{name}: read by {[n.op for n in scaled]}, expected one Mul.")
     y = scaled[0].outputs[0]
     normed = producer(behind(next(t for t in scaled[0].inputs if behind(t) is not gamma)))
@@ -194,6 +195,10 @@ class Attention:
 
 def find_attention(graph: gs.Graph, linears: dict[str, Linear], rotary: Rotary) -> list[Attention]:
     """The attention of every layer, its whole region proven."""
+    fused = next((name for name in linears if name.endswith((".qkv_proj", ".query_key_value", ".Wqkv"))), None)
+    need(
+        fused is None, f"{fused} makes queries, keys and values in one; a rotary operator reads them from layers of their own."
+    )
     layers = [name.removesuffix(".self_attn.q_proj") for name in linears if name.endswith(".self_attn.q_proj")]
     need(layers, "no layer has a quantized self_attn.q_proj: not a decoder that this pass knows.")
     inputs = {t.name: t for t in graph.inputs}
@@ -298,7 +303,13 @@ def _unscaled(tensor: gs.Tensor) -> tuple[float, gs.Tensor]:
 
 def _check_rope(where: str, tensor: gs.Tensor, source: gs.Tensor, rotary: Rotary) -> None:
     """Prove tensor = x * cos + concat(-x[half:], x[:half]) * sin with x the heads of `source`."""
-    total = _made_by(tensor, where, "Add")
+    total = producer(behind(tensor))
+    made = "nothing" if total is None else total.op
+    need(
+        total is not None and total.op == "Add",
+        f"{where}: its queries or keys are not rotated (made by {made}, not by an Add).",
+    )
+    assert total is not None
     terms = [_made_by(t, where, "Mul") for t in total.inputs]
     views = SAME_VALUE | {"Unsqueeze"}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
@@ -49,4 +50,4 @@ def _unchanged(node: gs.Node) -> gs.Tensor | None:
 
 
 def _onnx_type(dtype: object) -> int:
-    return dtype if isinstance(dtype, int) else onnx.helper.np_dtype_to_tensor_dtype(dtype)
+    return dtype if isinstance(dtype, int) else onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))  # type: ignore[call-overload]

@@ -21,11 +21,16 @@ from onnx import TensorProto
 from passes.base import Options
 from pipeline.checkpoint import Checkpoint, CheckpointWeight
 from pipeline.errors import ExportError
+from pipeline.transformers_config import transformers_config, translated
 
-SUPPORTED = {"qwen2": "decoder", "qwen3": "decoder", "llama": "decoder", "bert": "encoder"}
+DECODERS = ("gemma", "gemma2", "gemma3_text", "granite", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3")
+SUPPORTED = dict.fromkeys(DECODERS, "decoder") | {"bert": "encoder"}
 """`model_type` of config.json -> kind. Others may export, but nobody has proven their numbers."""
 
 Task = Literal["text-generation-with-past", "feature-extraction"]
+
+ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+"""Those whose frequencies are the same for every length."""
 
 
 class Export(Options):
@@ -48,9 +53,9 @@ def export_graph(checkpoint: Checkpoint, options: Export, path: Path) -> None:
     import torch
     from optimum.exporters.onnx import convert
     from optimum.exporters.tasks import TasksManager
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+    from transformers import AutoModel, AutoModelForCausalLM
 
-    from pipeline.weightless import materialize_buffers, weightless_export
+    from pipeline.weightless import empty_parameters, weightless_export
 
     decoder = options.task == "text-generation-with-past"
     noise = io.StringIO()
@@ -58,11 +63,10 @@ def export_graph(checkpoint: Checkpoint, options: Export, path: Path) -> None:
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
         try:
-            config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
-            with torch.device("meta"):
+            config = transformers_config(checkpoint)
+            with empty_parameters():
                 make = AutoModelForCausalLM if decoder else AutoModel
                 model = make.from_config(config, dtype=torch.float32).eval()
-            materialize_buffers(model, config)
             build = TasksManager.get_exporter_config_constructor(
                 "onnx", model=model, task=options.task, library_name="transformers"
             )
@@ -74,11 +78,10 @@ def export_graph(checkpoint: Checkpoint, options: Export, path: Path) -> None:
 
 
 def check_config(checkpoint: Checkpoint, options: Export) -> None:
-    """Refuse what this version of transformers would export as something else, in silence.
+    """Refuse what cannot be exported before anything heavy is loaded.
 
     Raises:
-        ExportError: unsupported `model_type`, a task that does not fit it, RoPE parameters in a place that
-            transformers 4 ignores, or attention that is not plain causal.
+        ExportError: unsupported `model_type`, a task that does not fit it, or RoPE settings that transformers 4 lacks.
     """
     config = checkpoint.config
     where = checkpoint.folder / "config.json"
@@ -88,18 +91,12 @@ def check_config(checkpoint: Checkpoint, options: Export) -> None:
     fitting = "text-generation-with-past" if SUPPORTED[kind] == "decoder" else "feature-extraction"
     if options.task != fitting:
         raise ExportError(f"{where}: '{kind}' is a {SUPPORTED[kind]}; set export: {{task: {fitting}}}.")
-    if "rope_parameters" in config and "rope_theta" not in config:
+    scaling = translated(config, where).get("rope_scaling") or {}
+    rope = scaling.get("rope_type", scaling.get("type", "default"))
+    if rope not in ROPE_TYPES:
         raise ExportError(
-            f"{where}: keeps its RoPE settings in rope_parameters, as transformers 5 writes them; transformers 4, which "
-            "exports here, would silently take rope_theta 10000. Copy rope_theta (and, unless it is default RoPE, "
-            "rope_scaling) from rope_parameters to the top level of config.json."
-        )
-    window = config.get("sliding_window")
-    uses_window = window is not None and config.get("use_sliding_window", kind not in ("qwen2", "qwen3"))
-    if uses_window or "sliding_attention" in (config.get("layer_types") or ()):
-        raise ExportError(
-            f"{where}: asks for sliding-window attention (sliding_window {window}); the exported graph would attend to "
-            "everything. Only full causal attention is supported."
+            f"{where}: RoPE of the type '{rope}' changes its frequencies with the length of the text, which a graph cannot. "
+            f"Supported: {', '.join(ROPE_TYPES)}."
         )
 
 

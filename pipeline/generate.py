@@ -15,6 +15,7 @@ import numpy as np
 from passes._cores import in_order
 from pipeline.checkpoint import Checkpoint
 from pipeline.errors import PipelineError
+from pipeline.transformers_config import transformers_config
 from pipeline.validate import load_tokenizer
 
 TOGETHER = 32
@@ -54,7 +55,8 @@ def _load(checkpoint: Checkpoint) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         # in the stored dtype: the files are mapped, so a model larger than memory is only slow
-        return AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype="auto").eval()
+        config = transformers_config(checkpoint)
+        return AutoModelForCausalLM.from_pretrained(checkpoint.folder, config=config, dtype="auto").eval()
 
 
 def _begins(checkpoint: Checkpoint, prompts: list[str], window: int) -> list[list[int]]:

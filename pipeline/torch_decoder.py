@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from passes._weights import Weight
 from pipeline.checkpoint import Checkpoint
-from pipeline.weightless import materialize_buffers
+from pipeline.transformers_config import transformers_config
+from pipeline.weightless import empty_parameters
 
 
 class TorchDecoder:
@@ -22,13 +23,12 @@ class TorchDecoder:
 
     def __init__(self, checkpoint: Checkpoint, parameters: dict[str, Weight]) -> None:
         self.parameters = parameters
-        self.config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
+        self.config = transformers_config(checkpoint)
         self.skeleton = self._skeleton()
 
     def _skeleton(self) -> Any:
-        with torch.device("meta"):
+        with empty_parameters():
             model = AutoModelForCausalLM.from_config(self.config, dtype=torch.float32).eval()
-        materialize_buffers(model, self.config)
         return model.requires_grad_(False)
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import psutil
 from tokenizers import Tokenizer
 
 from passes._cores import in_order
-from passes._match import matmul_weight, producer
+from passes._match import behind, constant_value, matmul_weight, producer
 from passes._weights import Weight
 from passes.fuse_transpose import FuseTranspose
 from passes.narrow_embedding import NarrowEmbedding
@@ -26,6 +26,8 @@ from pipeline.scores import score_tokens, summarize
 from pipeline.segments import Segments
 from pipeline.sessions import decoder_feeds, load_model, weight_folder
 
+ELEMENTWISE = {"Mul": np.multiply, "Div": np.divide, "Tanh": np.tanh}
+"""What may follow the product that makes logits."""
 LOGIT_BYTES = 64 << 20
 """Logits of this many bytes at once: long batches, since two bits dequantize anew on every call."""
 
@@ -89,7 +91,7 @@ def write_reference(graph_file: Path, checkpoint: Checkpoint, windows: np.ndarra
         file: gets float32 [windows, tokens, hidden] in numpy's .npy format.
     """
     graph = load_graph(graph_file, checkpoint)
-    hidden = _last_product(graph)[0]
+    hidden = _head(graph).hidden
     for lighten in (NarrowEmbedding(), FuseTranspose()):  # the same numbers from less memory, sooner
         lighten.apply(graph)
     batches = _batches(windows, checkpoint)
@@ -108,25 +110,51 @@ def reference_logits(graph_file: Path, checkpoint: Checkpoint, file: Path, sizes
 
     The product goes by rows of the output table: widened whole, that would be the largest thing in memory.
     """
-    table = _last_product(load_graph(graph_file, checkpoint))[1]
+    head = _head(load_graph(graph_file, checkpoint))
     states = np.load(file, mmap_mode="r")
     start = 0
     for size in sizes:
         hidden = states[start : start + size]
-        logits = np.empty((*hidden.shape[:2], table.shape[0]), np.float32)
-        for row, rows in table.chunks():
+        logits = np.empty((*hidden.shape[:2], head.table.shape[0]), np.float32)
+        for row, rows in head.table.chunks():
             logits[..., row : row + len(rows)] = hidden @ rows.astype(np.float32).T
+        for function, factor in head.after:
+            function(logits, *factor, out=logits)
         start += size
         yield logits
 
 
-def _last_product(graph: gs.Graph) -> tuple[gs.Tensor, Weight]:
-    """The final hidden states and the output table [vocabulary, hidden] of an exported decoder."""
-    head = producer(next(t for t in graph.outputs if t.name == "logits"))
-    operand = matmul_weight(head) if head is not None and head.op == "MatMul" else None
-    if head is None or operand is None:
+@dataclass(frozen=True)
+class _Head:
+    """How an exported decoder makes its logits: hidden states times a table [vocabulary, hidden], then what follows.
+
+    Attributes:
+        after: numpy's functions and their further operands; Granite divides logits, Gemma 2 caps them by a tanh.
+    """
+
+    hidden: gs.Tensor
+    table: Weight
+    after: list[tuple[np.ufunc, tuple[np.float32, ...]]]
+
+
+def _head(graph: gs.Graph) -> _Head:
+    """The head of a graph.
+
+    Raises:
+        PipelineError: the logits are made in another way.
+    """
+    node = producer(next(t for t in graph.outputs if t.name == "logits"))
+    after: list[tuple[np.ufunc, tuple[np.float32, ...]]] = []
+    while node is not None and node.op in ELEMENTWISE:
+        scalars = [value for t in node.inputs[1:] if (value := constant_value(t)) is not None and value.size == 1]
+        if len(scalars) != len(node.inputs) - 1:
+            break
+        after.insert(0, (ELEMENTWISE[node.op], tuple(np.float32(value.reshape(-1)[0]) for value in scalars)))
+        node = producer(behind(node.inputs[0]))
+    operand = matmul_weight(node) if node is not None and node.op == "MatMul" else None
+    if node is None or operand is None:
         raise PipelineError("the logits of the exported graph are not one product with a weight.")
-    return head.inputs[0], operand.weight
+    return _Head(node.inputs[0], operand.weight, after)
 
 
 def compare(

@@ -56,17 +56,18 @@ class _PassesWithoutDeduplication:
         return params
 
 
-def materialize_buffers(model: torch.nn.Module, config: Any) -> None:
-    """Give buffers (rotary frequencies, position ids) real values on CPU, built anew from the config.
+@contextlib.contextmanager
+def empty_parameters() -> Iterator[None]:
+    """While this lasts, modules are made with parameters that have no values, and buffers that have theirs.
 
-    They are not in the checkpoint; the exporter bakes them into the graph, so they must exist.
+    Buffers (rotary frequencies, scales of embeddings) are not in the checkpoint; the exporter bakes them into the graph.
     """
-    for name, module in list(model.named_modules()):
-        if not list(module.buffers(recurse=False)):
-            continue
-        fresh = type(module)(config=config)
-        if list(module.parameters()):
-            module._buffers.update(fresh._buffers)
-        else:
-            parent, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(parent), leaf, fresh)
+    register = torch.nn.Module.register_parameter
+
+    def empty(self: torch.nn.Module, name: str, parameter: torch.nn.Parameter | None) -> None:
+        if parameter is not None and parameter.device.type != "meta":  # a tied one stays the very same
+            parameter = torch.nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+        register(self, name, parameter)
+
+    with mock.patch.object(torch.nn.Module, "register_parameter", empty):
+        yield

@@ -21,25 +21,35 @@ SHAPE: dict[str, Any] = {
     "eos_token_id": 0,
 }
 
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen2": ("Qwen2", {}),
+    "qwen3": ("Qwen3", {"head_dim": 16}),
+    "llama": ("Llama", {}),
+    "mistral": ("Mistral", {"sliding_window": None}),
+    "smollm3": ("SmolLM3", {"pad_token_id": 0, "num_hidden_layers": 4}),
+    "phi3": ("Phi3", {"pad_token_id": 0, "sliding_window": None}),
+    "gemma": ("Gemma", {"head_dim": 16}),
+    "gemma2": ("Gemma2", {"head_dim": 16, "query_pre_attn_scalar": 24, "sliding_window": 4}),
+    "gemma3": ("Gemma3Text", {"head_dim": 16, "query_pre_attn_scalar": 24, "sliding_window": 4, "num_hidden_layers": 6}),
+    "olmo2": ("Olmo2", {"pad_token_id": 0}),
+    "granite": ("Granite", {"embedding_multiplier": 3.0, "residual_multiplier": 0.5, "logits_scaling": 2.0}),
+    "bert": ("Bert", {}),
+}
+"""What transformers calls a kind, and what its configuration needs beside SHAPE."""
+
 
 def make_checkpoint(folder: Path, kind: str = "qwen2", dtype: str = "bfloat16", shards: bool = False, **config: Any) -> Path:
-    """Write a random checkpoint of `kind` (qwen2, qwen3, llama, bert) with a byte-level tokenizer to `folder`."""
+    """Write a random checkpoint of a kind of KINDS with a byte-level tokenizer to `folder`."""
     import torch
     import transformers
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     torch.manual_seed(0)
-    classes = {
-        "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM),
-        "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM),
-        "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
-        "bert": (transformers.BertConfig, transformers.BertModel),
-    }
-    make_config, make_model = classes[kind]
+    name, extra = KINDS[kind]
     shape = {k: v for k, v in SHAPE.items() if kind != "bert" or k not in ("num_key_value_heads",)}
-    if kind == "qwen3":
-        shape["head_dim"] = 16
-    model = make_model(make_config(**{**shape, **config}))
+    make_config = getattr(transformers, f"{name}Config")
+    make_model = getattr(transformers, f"{name.removesuffix('Text')}{'Model' if kind == 'bert' else 'ForCausalLM'}")
+    model = make_model(make_config(**{**shape, **extra, **config}))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             # norms and biases that are not all ones and zeros, and weights large enough to matter

@@ -97,10 +97,26 @@ def rehearse(graph: gs.Graph, checkpoint: Checkpoint) -> None:
     Raises:
         PassError, ConvertError: what MNN cannot hold.
     """
+    _check_windows(checkpoint)
     embedding_table(graph)
     for lowering in (LowerNorm(), LowerAttention(), LowerInterface(), LowerLinear()):
         lowering.apply(graph)
     tokenizer_bytes(checkpoint)
+
+
+def _check_windows(checkpoint: Checkpoint) -> None:
+    """Attention to the last tokens alone is in the exported mask, which MNN's attention does not read."""
+    config = checkpoint.config
+    window = config.get("sliding_window")
+    kinds = set(config.get("layer_types") or ())
+    used = config.get("use_sliding_window", config.get("model_type") not in ("qwen2", "qwen3"))
+    if window is None or (kinds and "sliding_attention" not in kinds) or (not kinds and not used):
+        return
+    if window < int(config.get("max_position_embeddings", window + 1)):
+        raise ConvertError(
+            f"{checkpoint.folder / 'config.json'}: attends to a sliding window of {window} tokens; only full causal attention "
+            "is handed to MNN."
+        )
 
 
 def _bias(constant: gs.Constant | None) -> np.ndarray | None:

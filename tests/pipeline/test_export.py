@@ -20,12 +20,33 @@ from pipeline.recipe import load_recipe
 from pipeline.sessions import decoder_feeds, open_reference
 from tests.conftest import Exported
 
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2-bf16": ("qwen2", {}),
     "qwen2-tied": ("qwen2", {"tie_word_embeddings": True}),
     "qwen2-sharded-fp32": ("qwen2", {"shards": True, "dtype": "float32"}),
     "qwen3-fp16": ("qwen3", {"dtype": "float16"}),
     "llama-bf16": ("llama", {}),
+    "llama3-rope": ("llama", {"rope_theta": 5e5, "rope_scaling": LLAMA3}),
+    "qwen2-yarn": ("qwen2", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}}),
+    "llama-linear-rope": ("llama", {"rope_scaling": {"rope_type": "linear", "factor": 4.0}}),
+    "mistral": ("mistral", {}),
+    "mistral-sliding": ("mistral", {"sliding_window": 4}),
+    "qwen2-sliding-and-full": ("qwen2", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}),
+    "smollm3-tied": ("smollm3", {"tie_word_embeddings": True}),
+    "phi3": ("phi3", {}),
+    "phi3-partial-rotary-sliding": ("phi3", {"partial_rotary_factor": 0.5, "sliding_window": 4}),
+    "gemma": ("gemma", {}),
+    "gemma2": ("gemma2", {}),
+    "gemma3": ("gemma3", {}),
+    "olmo2": ("olmo2", {}),
+    "granite": ("granite", {}),
     "llama-biased-tied": ("llama", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True, "dtype": "float32"}),
 }
 
@@ -44,20 +65,24 @@ def test_decoders_compute_what_torch_computes(exported: Exported, family: str) -
     mask[1, :3] = 0  # left padding
     positions = np.maximum(mask.cumsum(1) - 1, 0)
     names = [output.name for output in session.get_outputs()]
+
+    def given(feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Gemma's graphs count positions themselves."""
+        return {name: value for name, value in feeds.items() if name in {one.name for one in session.get_inputs()}}
+
     shape = next(i.shape for i in session.get_inputs() if i.name == "past_key_values.0.key")
     feeds: dict[str, np.ndarray] = {
         i.name: np.zeros((2, shape[1], 0, shape[3]), np.float32) for i in session.get_inputs() if i.name.startswith("past")
     }
-    feeds |= {"input_ids": ids[:, :7], "attention_mask": mask[:, :7], "position_ids": positions[:, :7]}
+    feeds |= given({"input_ids": ids[:, :7], "attention_mask": mask[:, :7], "position_ids": positions[:, :7]})
     prefill = dict(zip(names, session.run(names, feeds), strict=True))
     with torch.no_grad():
-        whole = model(
-            input_ids=torch.tensor(ids), attention_mask=torch.tensor(mask), position_ids=torch.tensor(positions)
-        ).logits.numpy()
+        inputs = given({"input_ids": ids, "attention_mask": mask, "position_ids": positions})
+        whole = model(**{name: torch.tensor(value) for name, value in inputs.items()}).logits.numpy()
     real = mask[:, :7].astype(bool)
     np.testing.assert_allclose(prefill["logits"][real], whole[:, :7][real], atol=1e-4, rtol=1e-4)
     step = {n.replace("present", "past_key_values"): v for n, v in prefill.items() if n.startswith("present")}
-    step |= {"input_ids": ids[:, 7:], "attention_mask": mask, "position_ids": positions[:, 7:]}
+    step |= given({"input_ids": ids[:, 7:], "attention_mask": mask, "position_ids": positions[:, 7:]})
     decoded = dict(zip(names, session.run(names, step), strict=True))["logits"]
     np.testing.assert_allclose(decoded[:, 0], whole[:, 7], atol=1e-4, rtol=1e-4)
 
@@ -91,12 +116,52 @@ def test_export_reads_no_weight(tiny: Callable[..., Path], tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
+    ("kind", "options", "rope"),
+    [
+        ("llama", {"rope_theta": 5e5}, {"rope_type": "default", "rope_theta": 5e5}),
+        ("llama", {"rope_theta": 5e5, "rope_scaling": LLAMA3}, {"rope_theta": 5e5, **LLAMA3}),
+        ("phi3", {"rope_theta": 1e5, "partial_rotary_factor": 0.5}, {"rope_theta": 1e5, "partial_rotary_factor": 0.5}),
+        (
+            "gemma3",
+            {"rope_theta": 1e6, "rope_local_base_freq": 1e4},
+            {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4, "rope_type": "default"}},
+        ),
+    ],
+    ids=["default", "llama3", "partial", "by kind of layer"],
+)
+def test_configurations_of_transformers_5_export_the_same(
+    tiny: Callable[..., Path], tmp_path: Path, kind: str, options: dict[str, Any], rope: dict[str, Any]
+) -> None:
+    """The same model, written by the other version, gives the same graph, its frequencies included."""
+    from pipeline.export import export_graph
+
+    old = tiny(kind, **options)
+    new = shutil.copytree(old, tmp_path / "copy")
+    config = json.loads((new / "config.json").read_text())
+    for name in ("rope_theta", "rope_scaling", "partial_rotary_factor", "rope_local_base_freq"):
+        config.pop(name, None)
+    config["dtype"] = config.pop("torch_dtype", config.get("dtype"))
+    (new / "config.json").write_text(json.dumps(config | {"rope_parameters": rope}))
+    for folder in (old, new):
+        export_graph(open_checkpoint(folder, "x"), Export(), tmp_path / f"{folder.name}.onnx")
+    assert (tmp_path / f"{old.name}.onnx").read_bytes() == (tmp_path / "copy.onnx").read_bytes()
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "mamba"}, "model_type 'mamba' is not supported. Supported: bert, llama, qwen2, qwen3."),
-        ({"rope_theta": None, "rope_parameters": {"rope_theta": 1e6}}, "keeps its RoPE settings in rope_parameters"),
-        ({"use_sliding_window": True, "sliding_window": 32}, "asks for sliding-window attention"),
-        ({"layer_types": ["full_attention", "sliding_attention"]}, "asks for sliding-window attention"),
+        ({"model_type": "mamba"}, "model_type 'mamba' is not supported. Supported: bert, gemma,"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "RoPE of the type 'dynamic' changes its frequencies with"),
+        ({"rope_parameters": {"rope_theta": 1e4, "rope_type": "longrope"}}, "RoPE of the type 'longrope'"),
+        ({"rope_parameters": 3}, "rope_parameters is 3, expected a mapping"),
+        ({"rope_parameters": {"full_attention": {}, "sliding_attention": {}}}, "expected rope_theta in it, and rope_type"),
+        (
+            {
+                "model_type": "gemma3_text",
+                "rope_parameters": {"full_attention": {}, "sliding_attention": {"rope_type": "yarn"}},
+            },
+            "transformers 4 knows only the default there",
+        ),
         ({"model_type": "bert"}, "'bert' is a encoder|'bert' is an encoder"),
     ],
 )

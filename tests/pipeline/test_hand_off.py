@@ -22,6 +22,7 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 CASES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "4 bits symmetric": ((NARROW, "quantize_matmul: {bits: 4, block_size: 32, symmetric: true}"), {}),
     "3 bits symmetric": ((NARROW, "quantize_matmul: {bits: 3, block_size: 32, symmetric: true}"), {}),
@@ -65,6 +66,14 @@ CASES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "llama 3 rope": (
         (NARROW, "quantize_matmul: {bits: 4, block_size: 32}"),
         {"kind": "llama", "head_dim": 24, "rope_theta": 500000.0, "rope_scaling": LLAMA3},
+    ),
+    "mistral, yarn": (
+        (NARROW, "quantize_matmul: {bits: 4, block_size: 32}"),
+        {
+            "kind": "mistral",
+            "head_dim": 16,
+            "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
+        },
     ),
     "norms of queries and keys": (
         (NARROW, "quantize_matmul: {bits: 3, block_size: 32, zero_point: float}"),
