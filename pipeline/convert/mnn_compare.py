@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+from tokenizers import Tokenizer
 
 from pipeline.convert.mnn_folder import relative_error
 from pipeline.convert.mnn_llm import Measured, measure, token_losses
+from pipeline.convert.mnn_tokens import TEXTS, compare_ids
 from pipeline.errors import ConvertError
 from pipeline.sessions import decoder_feeds, open_model
 
@@ -20,11 +22,13 @@ PERPLEXITY_TOLERANCE = 5e-5
 PROMPT, NEW_TOKENS = 16, 32
 
 
-def compare_runtimes(model_file: Path, folder: Path, windows: np.ndarray, scratch: Path) -> dict[str, Any]:
+def compare_runtimes(
+    model_file: Path, folder: Path, windows: np.ndarray, tokenizer: Tokenizer, scratch: Path
+) -> dict[str, Any]:
     """Run `folder` in MNN and `model_file` in onnxruntime on `windows`, int64 [windows, tokens].
 
     Returns:
-        Figures of both memory modes, ready for the manifest.
+        Figures of both memory modes and of the tokenizer, ready for the manifest.
 
     Raises:
         ConvertError: in float arithmetic the two differ by more than rounding.
@@ -37,8 +41,9 @@ def compare_runtimes(model_file: Path, folder: Path, windows: np.ndarray, scratc
     perplexity = float(np.exp(np.mean(losses)))
     figures: dict[str, Any] = {"onnxruntime_perplexity": perplexity, "tokens": int(np.size(losses))}
     for memory in ("high", "low"):
-        found = measure(folder, memory, probe.tolist(), probe[:PROMPT].tolist(), NEW_TOKENS, windows, scratch)
+        found = measure(folder, memory, probe.tolist(), probe[:PROMPT].tolist(), NEW_TOKENS, windows, TEXTS, scratch)
         figures[f"memory_{memory}"] = _figures(found, expected, greedy)
+        figures["tokenizer"] = compare_ids(found.ids, tokenizer)
     exact = figures["memory_high"]
     if not exact["relative_error"] <= TOLERANCE:
         _fail("logits differ", exact["relative_error"], TOLERANCE)

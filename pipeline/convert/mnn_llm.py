@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,17 +27,20 @@ class Measured:
         steps: the same logits, the last `len(steps)` of them decoded token by token on the cache.
         greedy: token ids continued from `prompt`.
         losses: float64 [windows, tokens - 1], negative log-likelihood of each next token.
+        ids: what the tokenizer made of each text.
     """
 
     logits: np.ndarray
     steps: np.ndarray
     greedy: list[int]
     losses: np.ndarray
+    ids: list[list[int]]
 
 
 def measure(
-    folder: Path, memory: str, probe: list[int], prompt: list[int], new_tokens: int, windows: np.ndarray, scratch: Path
-) -> Measured:
+    folder: Path, memory: str, probe: list[int], prompt: list[int], new_tokens: int, windows: np.ndarray, texts: Sequence[str],
+    scratch: Path,
+) -> Measured:  # fmt: skip
     """Run the folder's model, `memory` "high" (weights in float) or "low" (int8 activations, as on a phone).
 
     Raises:
@@ -47,7 +51,7 @@ def measure(
         json.dumps(
             {
                 "folder": str(folder), "memory": memory, "probe": probe, "prompt": prompt, "new_tokens": new_tokens,
-                "windows": windows.tolist(),
+                "windows": windows.tolist(), "texts": list(texts),
             }
         )
     )  # fmt: skip
@@ -60,7 +64,8 @@ def measure(
         end = "\n".join((done.stdout + done.stderr).strip().splitlines()[-12:])
         raise ConvertError(f"MNN's runtime failed on {folder} (status {done.returncode}):\n{end}")
     with np.load(result) as found:
-        return Measured(found["logits"], found["steps"], found["greedy"].tolist(), found["losses"])
+        ids = json.loads(str(found["ids"]))
+        return Measured(found["logits"], found["steps"], found["greedy"].tolist(), found["losses"], ids)
 
 
 def _main(request_file: str, result_file: str) -> None:
@@ -90,7 +95,8 @@ def _main(request_file: str, result_file: str) -> None:
         greedy.append(int(scores.argmax()))
         scores = forward(greedy[-1:], False)[-1]
     losses = [token_losses(forward(ids, True), ids) for ids in request["windows"]]
-    np.savez(result_file, logits=logits, steps=np.array(steps), greedy=np.array(greedy), losses=np.array(losses))
+    ids = json.dumps([model.tokenizer_encode(text) for text in request["texts"]])
+    np.savez(result_file, logits=logits, steps=np.array(steps), greedy=np.array(greedy), losses=np.array(losses), ids=ids)
 
 
 def token_losses(logits: np.ndarray, ids: list[int]) -> np.ndarray:
