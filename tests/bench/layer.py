@@ -21,17 +21,26 @@ calibrate: {{windows: 8, window: 512}}
 passes:
   - narrow_embedding
   - quantize_matmul: {{bits: 4, block_size: 64, include: [lm_head]}}
-  - quantize_matmul: {{bits: 3, block_size: 64, method: {method}}}
+  - quantize_matmul: {{bits: 3, block_size: 64, method: {method}, zero_point: {zero_point}}}
+{then}
 """
+CASES = (
+    ("weighted_mse", "integer", ""),
+    ("gptq", "integer", ""),
+    ("refine", "integer", ""),
+    ("refine", "float", ""),
+    ("awq", "integer", "  - fold_channel_scales"),
+)
 
 
 def main() -> None:
     folder = Path("build/scale")
     write_checkpoint(folder / "7b-layer", "7b-layer", shards=1)
-    print("| method | calibrate, one layer | 28 layers | peak memory |\n|---|---|---|---|")
-    for method in ("weighted_mse", "gptq", "refine"):
+    print("| method, zero points | calibrate, one layer | 28 layers | peak memory |\n|---|---|---|---|")
+    for method, zero_point, then in CASES:
         recipe, build = folder / f"layer-{method}.yaml", folder / "layer"
-        recipe.write_text(RECIPE.format(model=(folder / "7b-layer").resolve(), method=method), "utf-8")
+        model = (folder / "7b-layer").resolve()
+        recipe.write_text(RECIPE.format(model=model, method=method, zero_point=zero_point, then=then), "utf-8")
         shutil.rmtree(build, ignore_errors=True)
         build.mkdir()
         command = [sys.executable, "-m", "pipeline", "run", str(recipe), "--build", str(build)]
@@ -40,8 +49,11 @@ def main() -> None:
         if process.wait():
             raise SystemExit(f"the run of {recipe} failed")
         manifest = json.loads((build / recipe.stem / "manifest.json").read_text("utf-8"))
-        seconds = next(step["seconds"] for step in manifest["steps"] if step["name"] == "calibrate")
-        print(f"| {method} | {seconds:.0f} s | {LAYERS * seconds / 3600:.1f} h | {memory / 1e9:.2f} GB |", flush=True)
+        seconds = sum(step["seconds"] for step in manifest["steps"] if step["name"] in ("channel scales", "calibrate"))
+        print(
+            f"| {method}{then.replace('  -', ',')}, {zero_point} | {seconds:.0f} s | {LAYERS * seconds / 3600:.1f} h | {memory / 1e9:.2f} GB |",
+            flush=True,
+        )
     shutil.rmtree(build)
 
 
