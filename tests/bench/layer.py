@@ -50,8 +50,9 @@ def main() -> None:
             raise SystemExit(f"the run of {recipe} failed")
         manifest = json.loads((build / recipe.stem / "manifest.json").read_text("utf-8"))
         seconds = sum(step["seconds"] for step in manifest["steps"] if step["name"] in ("channel scales", "calibrate"))
+        name = method + then.replace("  -", ",")
         print(
-            f"| {method}{then.replace('  -', ',')}, {zero_point} | {seconds:.0f} s | {LAYERS * seconds / 3600:.1f} h | {memory / 1e9:.2f} GB |",
+            f"| {name}, {zero_point} | {seconds:.0f} s | {LAYERS * seconds / 3600:.1f} h | {memory / 1e9:.2f} GB |",
             flush=True,
         )
     shutil.rmtree(build)
