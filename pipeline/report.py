@@ -61,12 +61,20 @@ def _runtime_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("MNN, memory high", f"logits within {high['relative_error']:.1e} of onnxruntime, perplexity {high['perplexity']:.2f}"),
         ("MNN, memory low", f"logits within {low['relative_error']:.1e}, perplexity {low['perplexity']:.2f}"),
         ("MNN, tokenizer", _tokenizer_row(found["tokenizer"])),
+        *_template_rows(found["chat_template"]),
     ]
 
 
 def _tokenizer_row(found: dict[str, Any]) -> str:
     example = "" if found["example"] is None else f"; another for {found['example']!a}"
     return f"the same ids for {found['equal']} of {found['texts']} texts{example}"
+
+
+def _template_rows(found: dict[str, Any] | None) -> list[tuple[str, str]]:
+    if found is None:
+        return []
+    example = "" if found["example"] is None else f": {found['example']}"
+    return [("MNN, chat template", f"the same text for {found['equal']} of {found['conversations']} conversations{example}")]
 
 
 def megabytes(count: int) -> str:

@@ -315,8 +315,7 @@ def _compare(run: Run, record: Record, model_file: Path, folder: Path, windows: 
         run.steps.records[-2].key, windows.tolist(), source_digest("pipeline.convert.mnn_compare"),
         versions(("MNN", *RUNTIME_LIBRARIES)), run.made(),
     )  # fmt: skip
-    tokenizer = validate.load_tokenizer(run.checkpoint)
-    return _recall(run, record, lambda: mnn_compare.compare_runtimes(model_file, folder, windows, tokenizer, scratch))
+    return _recall(run, record, lambda: mnn_compare.compare_runtimes(model_file, folder, windows, run.checkpoint, scratch))
 
 
 def _check_gates(recipe: Recipe, manifest: dict[str, Any], console: Console) -> None:

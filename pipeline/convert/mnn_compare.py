@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from tokenizers import Tokenizer
 
+from pipeline.checkpoint import Checkpoint
 from pipeline.convert.mnn_folder import relative_error
 from pipeline.convert.mnn_llm import Measured, measure, token_losses
-from pipeline.convert.mnn_tokens import TEXTS, compare_ids
+from pipeline.convert.mnn_text import CONVERSATIONS, TEXTS, compare_chats, compare_ids
 from pipeline.errors import ConvertError
 from pipeline.sessions import decoder_feeds, open_model
+from pipeline.validate import load_tokenizer
 
 TOLERANCE = 1e-4
 """Largest relative difference of logits in float arithmetic (memory "high")."""
@@ -23,12 +24,12 @@ PROMPT, NEW_TOKENS = 16, 32
 
 
 def compare_runtimes(
-    model_file: Path, folder: Path, windows: np.ndarray, tokenizer: Tokenizer, scratch: Path
+    model_file: Path, folder: Path, windows: np.ndarray, checkpoint: Checkpoint, scratch: Path
 ) -> dict[str, Any]:
     """Run `folder` in MNN and `model_file` in onnxruntime on `windows`, int64 [windows, tokens].
 
     Returns:
-        Figures of both memory modes and of the tokenizer, ready for the manifest.
+        Figures of both memory modes, the tokenizer and the chat template, ready for the manifest.
 
     Raises:
         ConvertError: in float arithmetic the two differ by more than rounding.
@@ -41,9 +42,11 @@ def compare_runtimes(
     perplexity = float(np.exp(np.mean(losses)))
     figures: dict[str, Any] = {"onnxruntime_perplexity": perplexity, "tokens": int(np.size(losses))}
     for memory in ("high", "low"):
-        found = measure(folder, memory, probe.tolist(), probe[:PROMPT].tolist(), NEW_TOKENS, windows, TEXTS, scratch)
+        prompt = probe[:PROMPT].tolist()
+        found = measure(folder, memory, probe.tolist(), prompt, NEW_TOKENS, windows, TEXTS, CONVERSATIONS, scratch)
         figures[f"memory_{memory}"] = _figures(found, expected, greedy)
-        figures["tokenizer"] = compare_ids(found.ids, tokenizer)
+        figures["tokenizer"] = compare_ids(found.ids, load_tokenizer(checkpoint))
+        figures["chat_template"] = compare_chats(found.chats, checkpoint)
     exact = figures["memory_high"]
     if not exact["relative_error"] <= TOLERANCE:
         _fail("logits differ", exact["relative_error"], TOLERANCE)

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,6 +29,7 @@ class Measured:
         greedy: token ids continued from `prompt`.
         losses: float64 [windows, tokens - 1], negative log-likelihood of each next token.
         ids: what the tokenizer made of each text.
+        chats: what the chat template made of each conversation.
     """
 
     logits: np.ndarray
@@ -35,11 +37,12 @@ class Measured:
     greedy: list[int]
     losses: np.ndarray
     ids: list[list[int]]
+    chats: list[str]
 
 
 def measure(
     folder: Path, memory: str, probe: list[int], prompt: list[int], new_tokens: int, windows: np.ndarray, texts: Sequence[str],
-    scratch: Path,
+    conversations: Sequence[Any],    scratch: Path,
 ) -> Measured:  # fmt: skip
     """Run the folder's model, `memory` "high" (weights in float) or "low" (int8 activations, as on a phone).
 
@@ -51,7 +54,7 @@ def measure(
         json.dumps(
             {
                 "folder": str(folder), "memory": memory, "probe": probe, "prompt": prompt, "new_tokens": new_tokens,
-                "windows": windows.tolist(), "texts": list(texts),
+                "windows": windows.tolist(), "texts": list(texts), "conversations": list(conversations),
             }
         )
     )  # fmt: skip
@@ -64,8 +67,8 @@ def measure(
         end = "\n".join((done.stdout + done.stderr).strip().splitlines()[-12:])
         raise ConvertError(f"MNN's runtime failed on {folder} (status {done.returncode}):\n{end}")
     with np.load(result) as found:
-        ids = json.loads(str(found["ids"]))
-        return Measured(found["logits"], found["steps"], found["greedy"].tolist(), found["losses"], ids)
+        written = json.loads(str(found["written"]))
+        return Measured(found["logits"], found["steps"], found["greedy"].tolist(), found["losses"], **written)
 
 
 def _main(request_file: str, result_file: str) -> None:
@@ -95,8 +98,12 @@ def _main(request_file: str, result_file: str) -> None:
         greedy.append(int(scores.argmax()))
         scores = forward(greedy[-1:], False)[-1]
     losses = [token_losses(forward(ids, True), ids) for ids in request["windows"]]
-    ids = json.dumps([model.tokenizer_encode(text) for text in request["texts"]])
-    np.savez(result_file, logits=logits, steps=np.array(steps), greedy=np.array(greedy), losses=np.array(losses), ids=ids)
+    ids = [model.tokenizer_encode(text) for text in request["texts"]]
+    model.set_config({"use_template": True})
+    written = json.dumps({"ids": ids, "chats": [model.apply_chat_template(one) for one in request["conversations"]]})
+    np.savez(
+        result_file, logits=logits, steps=np.array(steps), greedy=np.array(greedy), losses=np.array(losses), written=written
+    )
 
 
 def token_losses(logits: np.ndarray, ids: list[int]) -> np.ndarray:

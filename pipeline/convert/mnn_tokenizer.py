@@ -31,7 +31,8 @@ def tokenizer_bytes(checkpoint: Checkpoint) -> bytes:
     if model.get("type", "BPE") != "BPE":
         raise ConvertError(f"tokenizer.json: models of type {model['type']} are not supported yet; BPE is.")
     config = checkpoint.read_json("tokenizer_config.json")
-    eos, bos = (_text(config.get(name)) for name in ("eos_token", "bos_token"))
+    texts = special_texts(checkpoint)
+    eos, bos = texts["eos_token"], texts["bos_token"]
     return (
         _ids(checkpoint, tokenizer, eos)
         + _normalizer(tokenizer.get("normalizer"))
@@ -44,6 +45,12 @@ def tokenizer_bytes(checkpoint: Checkpoint) -> bytes:
         + _u8(config.get("clean_up_tokenization_spaces") is True)
         + _string(bos)
     )
+
+
+def special_texts(checkpoint: Checkpoint) -> dict[str, str]:
+    """The texts of the tokens that end and begin a sequence, "" where there are none."""
+    config = checkpoint.read_json("tokenizer_config.json")
+    return {name: _text(config.get(name)) for name in ("eos_token", "bos_token")}
 
 
 def chat_template(checkpoint: Checkpoint) -> str:
