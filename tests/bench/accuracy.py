@@ -1,4 +1,4 @@
-"""Quality of every method at 4, 3 and 2 bits: `python -m tests.bench.accuracy [--blocks 64] [--bits 3 2]`, two markdown tables.
+"""Quality of every method at 4, 3 and 2 bits: `python -m tests.bench.accuracy [--blocks 64] [--bits 3 2]`, markdown tables.
 
 First how far the demo model is from its float self: all decoder layers at the given bits and block, lm_head at 4 bits in the
 same block (by the same method where it is calibrated, by rtn otherwise), the first 60 windows of 512 tokens of Python's
@@ -92,23 +92,28 @@ class Bench:
 
 
 def divergences(bench: Bench, all_bits: list[int], blocks: list[int]) -> None:
-    """The table of the demo model."""
-    print("| bits | block | method | bits per weight | ONNX data | perplexity | KL (nats/token) | same top token | seconds |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    """The tables of the demo model, one for each block size."""
     for block in blocks:
-        for bits in all_bits:
-            for case in CASES:
+        print(f"blocks of {block}: KL (nats/token), perplexity, same top token, seconds to quantize\n")
+        print("| method | " + " | ".join(f"{bits} bits" for bits in all_bits) + " |")
+        print("|---" * (1 + len(all_bits)) + "|")
+        sizes: dict[str, dict[int, str]] = {}
+        for case in CASES:
+            cells = []
+            for bits in all_bits:
                 folder, found = bench.run(case, PYDOCS, bits, block, "validate: {windows: 60}")
-                size = (folder / "onnx" / "model.onnx.data").stat().st_size
                 quality = found["quality"]["onnxruntime"]
-                seconds = sum(s["seconds"] for s in found["steps"] if s["name"] in ("calibrate", "finetune", "write onnx"))
-                print(
-                    f"| {bits} | {block} | {case.name} | {found['size']['bits_per_weight']:.3f} | {size / 1e6:.2f} MB "
-                    f"| {quality['perplexity']:.2f} | {quality['kl_divergence']:.4f} | {quality['top1_agreement']:.1%} "
-                    f"| {seconds:.0f} |",
-                    flush=True,
-                )
-    print(f"\nfloat model: perplexity {quality['reference_perplexity']:.2f}\n", flush=True)
+                steps = ("channel scales", "calibrate", "finetune", "write onnx")
+                seconds = sum(step["seconds"] for step in found["steps"] if step["name"] in steps)
+                scores = f"{quality['kl_divergence']:.4f}, {quality['perplexity']:.2f}, {quality['top1_agreement']:.1%}"
+                cells.append(f"{scores}, {seconds:.0f} s")
+                data = (folder / "onnx" / "model.onnx.data").stat().st_size / 1e6
+                size = f"{bits} bits: {found['size']['bits_per_weight']:.3f} bits per weight, {data:.2f} MB"
+                sizes.setdefault(case.zero_point, {}).setdefault(bits, size)
+            print(f"| {case.name} | {' | '.join(cells)} |", flush=True)
+        for zero_point, known in sizes.items():
+            print(f"\n{zero_point} zero points: {'; '.join(known.values())}")
+        print(f"\nfloat model: perplexity {quality['reference_perplexity']:.2f}\n", flush=True)
 
 
 def answers(bench: Bench, all_bits: list[int]) -> None:
