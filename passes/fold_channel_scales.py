@@ -9,7 +9,7 @@ import onnx_graphsurgeon as gs
 from pydantic import Field
 
 from passes._channel_scales import ChannelScale, ScaledWeight
-from passes._decoder import VIEWS, find_norms
+from passes._decoder import VIEWS, Norm, find_norms
 from passes._match import behind, producer, readers
 from passes._ops import quantized_matmuls, quantized_weight, replace_weight
 from passes._weights import weight_of
@@ -40,6 +40,7 @@ class FoldChannelScales(Pass):
         nodes = [node for node, _ in quantized_matmuls(graph)]
         if not nodes:
             raise PassError("no quantized MatMul found; put quantize_matmul before it.")
+        norms = {id(norm.y): norm for norm in find_norms(graph)}
         rewritten: list[str] = []
         skipped: dict[str, str] = {}
         for x in {id(x): x for node in nodes for x in [behind(node.inputs[0])]}.values():
@@ -48,7 +49,7 @@ class FoldChannelScales(Pass):
             if len(names) < len(reading):
                 reason = "something else reads the same input"
             else:
-                scale = self._fold(graph, x, int(reading[0].attrs["K"]))
+                scale = self._fold(graph, norms.get(id(x)), x, int(reading[0].attrs["K"]))
                 reason = "its input is made by no norm, and by no layer that scales pass through" if scale is None else ""
             if reason:
                 skipped |= dict.fromkeys(names, reason)
@@ -60,9 +61,8 @@ class FoldChannelScales(Pass):
             raise PassError(f"nothing to fold: {next(iter(skipped))}: {next(iter(skipped.values()))}.")
         return Outcome(tuple(rewritten), skipped)
 
-    def _fold(self, graph: gs.Graph, x: gs.Tensor, channels: int) -> ChannelScale | None:
+    def _fold(self, graph: gs.Graph, norm: Norm | None, x: gs.Tensor, channels: int) -> ChannelScale | None:
         """Divide what makes the channels of `x` by a new scale; None if nothing does that can be divided."""
-        norm = next((norm for norm in find_norms(graph) if behind(norm.y) is x), None)
         if norm is not None:
             (scaled,) = readers(norm.gamma)
             scale = ChannelScale(norm.gamma.name.removesuffix(".weight"), channels, self.ratios)
