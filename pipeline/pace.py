@@ -12,10 +12,10 @@ SECONDS_BEFORE = 25.0
 """Export, rehearsal and start, which hardly depend on the model's size."""
 QUANTIZE = {"rtn": 8.0, "mse": 12.0, "hqq": 75.0}
 """Nanoseconds a weight, read, quantized and written twice (results and store), by method; another counts as mse."""
-CALIBRATED = {"weighted_mse": 20.0, "gptq": 360.0, "refine": 1200.0, "signround": 30000.0}
-"""Nanoseconds a weight that a calibrated method takes in a layer of 7B; another counts as gptq. gptq's was measured; by
-arithmetic those of refine (10 N K^2 operations more) and signround (200 products with the second moments)."""
-LOOK, WRITE = 0.1, 0.05
+CALIBRATED = {"weighted_mse": 60.0, "gptq": 150.0, "refine": 1380.0, "signround": 30000.0}
+"""Nanoseconds a weight that a calibrated method takes in a layer of 7B; another counts as gptq. signround's is arithmetic (200
+products with the second moments), the others were measured."""
+LOOK, WRITE = 0.16, 0.05
 """Nanoseconds a weight and token: both models and the second moments; the float model writing its own text."""
 RECALL = 2.0
 """Nanoseconds a weight that is in the store already."""
