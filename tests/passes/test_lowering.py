@@ -21,6 +21,7 @@ from passes.remove_identities import RemoveIdentities
 from pipeline.convert.mnn_folder import relative_error
 from tests.conftest import Exported
 from tests.graphs import graph, ops, random, run
+from tests.tiny import LLAMA3
 
 TOKENS = 24
 IDS = np.random.default_rng(0).integers(1, 300, (1, TOKENS))
@@ -48,13 +49,7 @@ FAMILIES: list[tuple[str, dict[str, Any]]] = [
         {
             "head_dim": 24,
             "rope_theta": 500000.0,
-            "rope_scaling": {
-                "rope_type": "llama3",
-                "factor": 8.0,
-                "low_freq_factor": 1.0,
-                "high_freq_factor": 4.0,
-                "original_max_position_embeddings": 64,
-            },
+            "rope_scaling": LLAMA3,
         },
     ),
     ("qwen3", {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}),

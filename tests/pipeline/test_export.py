@@ -19,14 +19,8 @@ from pipeline.hub import resolve
 from pipeline.recipe import load_recipe
 from pipeline.sessions import decoder_feeds, open_reference
 from tests.conftest import Exported
+from tests.tiny import LLAMA3
 
-LLAMA3 = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2-bf16": ("qwen2", {}),
     "qwen2-tied": ("qwen2", {"tie_word_embeddings": True}),

@@ -16,16 +16,10 @@ from passes.remove_identities import RemoveIdentities
 from pipeline.convert import mnn_folder
 from pipeline.errors import ConvertError
 from tests.conftest import Exported
+from tests.tiny import LLAMA3
 
 README = Path(__file__).parents[2] / "README.md"
 HEAD = "| | export, onnxruntime | MNN's LLM runtime |"
-LLAMA3 = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "Qwen2, Qwen2.5": ("qwen2", {}),
     "the same with a sliding window": ("qwen2", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}),

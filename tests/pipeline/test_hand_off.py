@@ -13,15 +13,9 @@ from passes import methods
 from passes._registry import find_method, names_in
 from passes.base import PassError
 from pipeline.errors import ConvertError
+from tests.tiny import LLAMA3
 
 NARROW = "narrow_embedding"
-LLAMA3 = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 CASES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "4 bits symmetric": ((NARROW, "quantize_matmul: {bits: 4, block_size: 32, symmetric: true}"), {}),
