@@ -66,6 +66,9 @@ NormedRoPE <q_shape, k_shape, q_gamma, k_gamma, epsilon> (q, k, cos, sin) => (q_
 """
 """`ROPE` of heads that RMSNorm was applied to first, as in Qwen3: q_gamma, k_gamma float32 [head_dim]."""
 
+ROPES = ("RoPE", "NormedRoPE")
+"""The rotary operators, one of which each layer has."""
+
 
 def _grouped(x: str, perm: str) -> str:
     return f"""

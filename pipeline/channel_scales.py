@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,12 @@ from threadpoolctl import threadpool_limits
 
 from passes._channel_scales import ChannelScale, read_scale, search
 from passes._ops import quantized_matmuls
-from passes._quantized import QuantizedWeight
 from pipeline.pieces import return_memory
 from pipeline.sessions import weight_folder
 from pipeline.side_by_side import SideBySide
 from pipeline.stages import Product, Stages
 from pipeline.store import Store, digest, source_digest, versions
-from pipeline.weights import SourceDigests
+from pipeline.weights import SourceDigests, how_quantized
 
 LIBRARIES = ("numba", "numpy", "onnxruntime")
 TOKENS = 1024
@@ -94,10 +93,6 @@ def _search(model: SideBySide, one: Search, store: Store) -> None:
     store.put(one.key, write)
 
 
-def _weight(product: Product) -> QuantizedWeight:
-    return product.weight
-
-
 def _searches(stages: Stages, windows: np.ndarray, sources: SourceDigests) -> list[Search]:
     """Every scale in the order in which its readers come; all are ones until the search is over."""
     set_to_one(stages.graph)
@@ -112,9 +107,7 @@ def _searches(stages: Stages, windows: np.ndarray, sources: SourceDigests) -> li
         for products in reading.values():
             scale = read_scale(products[0].weight.source)
             assert scale is not None
-            layers = [
-                [w.name, astuple(w.form), w.method_name, w.method.model_dump(mode="json")] for w in map(_weight, products)
-            ]
+            layers = [[product.weight.name, *how_quantized(product.weight)] for product in products]
             key = digest(chain, layers, scale.ratios)
             found.append(Search(scale, number, products, key))
     return found

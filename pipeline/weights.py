@@ -8,7 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -94,16 +94,14 @@ class HashedWeight(Weight):
 
 def weight_key(weight: QuantizedWeight, source: str) -> str:
     """The key of a quantized weight, from the digest of its source: what it is, not what it is called."""
-    form = weight.form
-    return digest(
-        "quantized weight",
-        source,
-        [form.bits, form.block_size, form.symmetric, form.scale_dtype, form.zero_point],
-        [weight.method_name, weight.method.model_dump(mode="json")],
-        source_digest(type(weight.method).__module__),
-        source_digest("passes._quantized"),
-        versions(LIBRARIES),
-    )
+    return digest("quantized weight", source, *how_quantized(weight), source_digest("passes._quantized"), versions(LIBRARIES))
+
+
+def how_quantized(weight: QuantizedWeight) -> tuple[Any, ...]:
+    """What keys hold of a weight beside its source: form, method, options, and the code of the method."""
+    method = weight.method
+    options = [weight.method_name, method.model_dump(mode="json")]
+    return list(astuple(weight.form)), options, source_digest(type(method).__module__)
 
 
 def entry_of(weight: QuantizedWeight, sources: SourceDigests, store: Store) -> Entry:

@@ -41,12 +41,12 @@ def compare_runtimes(
     losses = [token_losses(session.run(["logits"], decoder_feeds(session, w[None]))[0][0], w.tolist()) for w in windows]
     perplexity = float(np.exp(np.mean(losses)))
     figures: dict[str, Any] = {"onnxruntime_perplexity": perplexity, "tokens": int(np.size(losses))}
+    prompt = probe[:PROMPT].tolist()
     for memory in ("high", "low"):
-        prompt = probe[:PROMPT].tolist()
         found = measure(folder, memory, probe.tolist(), prompt, NEW_TOKENS, windows, TEXTS, CONVERSATIONS, scratch)
         figures[f"memory_{memory}"] = _figures(found, expected, greedy)
-        figures["tokenizer"] = compare_ids(found.ids, load_tokenizer(checkpoint))
-        figures["chat_template"] = compare_chats(found.chats, checkpoint)
+    figures["tokenizer"] = compare_ids(found.ids, load_tokenizer(checkpoint))
+    figures["chat_template"] = compare_chats(found.chats, checkpoint)
     exact = figures["memory_high"]
     if not exact["relative_error"] <= TOLERANCE:
         _fail("logits differ", exact["relative_error"], TOLERANCE)

@@ -14,6 +14,7 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from passes._decoder import find_linears
+from passes._lowered_ops import ROPES
 from passes._weights import weight_of
 from passes.lower_attention import LowerAttention
 from passes.lower_interface import LowerInterface
@@ -78,7 +79,7 @@ def hand_off(
     linears = find_linears(graph)
     placed = lay_out([(stored[name], _bias(one.bias)) for name, one in linears.items()], options.scale_dtype)
     scales = {node.attrs["scale"] for node in graph.nodes if node.op == "Attention"}
-    head_dims = {node.attrs["q_shape"][3] for node in graph.nodes if node.op in ("RoPE", "NormedRoPE")}
+    head_dims = {node.attrs["q_shape"][3] for node in graph.nodes if node.op in ROPES}
     outcome = LowerLinear().apply(graph)
     with (folder / WEIGHTS).open("wb") as stream:
         for i, layer in enumerate(placed):

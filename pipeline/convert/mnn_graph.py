@@ -17,6 +17,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from passes._decoder import find_norms
+from passes._lowered_ops import ROPES
 from pipeline.convert.mnn_converter import convert, read_json, write_json
 from pipeline.convert.mnn_weights import MnnLayer
 from pipeline.errors import ConvertError
@@ -78,7 +79,7 @@ def check_graph(graph: gs.Graph, mnn_file: Path, scratch: Path) -> None:
     """Prove that the final file has every operator, in the packed layout, and every float constant exactly."""
     document = read_json(mnn_file, scratch / "final.json")
     kinds = [op["type"] for op in document["oplists"]]
-    wanted = {"Convolution": ("Linear",), "RoPE": ("RoPE", "NormedRoPE"), "Attention": ("Attention",)}
+    wanted = {"Convolution": ("Linear",), "RoPE": ROPES, "Attention": ("Attention",)}
     for theirs, ours in wanted.items():
         count = sum(node.op in ours for node in graph.nodes)
         if kinds.count(theirs) != count:
@@ -123,7 +124,7 @@ class _Editor:
             raise ConvertError(f"the converter does not know the operator {kind} of '{op['name']}'.")
         if kind == "Linear":
             self._linear(node.name, op, layers[node.name])
-        elif kind in ("RoPE", "NormedRoPE"):
+        elif kind in ROPES:
             (heads, dim), kv_heads = node.attrs["q_shape"][2:], node.attrs["k_shape"][2]
             main = {"rope_cut_head_dim": dim, "num_head": heads, "kv_num_head": kv_heads, "head_dim": dim}
             main |= {theirs: _head_norm(node.attrs, ours) for ours, theirs in GAMMAS.items() if ours in node.attrs}
