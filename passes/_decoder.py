@@ -14,6 +14,7 @@ import onnx_graphsurgeon as gs
 from passes._match import SAME_VALUE, behind, constant_value, producer, readers, repeats
 from passes._ops import quantized_weight
 from passes._quantized import QuantizedWeight
+from passes._weights import weight_of
 from passes.base import PassError
 
 VIEWS = SAME_VALUE | {"Unsqueeze", "Reshape", "Expand", "Transpose"}
@@ -68,31 +69,57 @@ def constant_matrix(tensor: gs.Tensor) -> str | None:
 
 @dataclass(frozen=True, eq=False)
 class Norm:
-    """RMSNorm: y = x / sqrt(mean(x^2) + epsilon) * gamma (Zhang and Sennrich, arXiv:1910.07467)."""
+    """RMSNorm: y = x / sqrt(mean(x^2) + epsilon) * (offset + gamma) (Zhang and Sennrich, arXiv:1910.07467).
+
+    Attributes:
+        offset: 1 in Gemma's norms, else 0.
+    """
 
     gamma: gs.Constant
+    offset: float
     epsilon: float
     x: gs.Tensor
     y: gs.Tensor
 
+    def factors(self) -> np.ndarray:
+        """What normed values are multiplied by, float32 [features]."""
+        return np.float32(self.offset) + weight_of(self.gamma).load().astype(np.float32)
+
 
 def find_norms(graph: gs.Graph) -> list[Norm]:
-    """Every RMSNorm, by its weight `*norm.weight`."""
+    """Every RMSNorm that is spelled out, by its weight `*norm.weight`."""
     gammas = [
         t
         for t in graph.tensors().values()
         if isinstance(t, gs.Constant) and t.name.endswith("norm.weight") and len(t.shape) == 1
     ]
-    return [_norm(gamma) for gamma in gammas]
+    fused = ("SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization")
+    return [_norm(gamma) for gamma in gammas if not any(node.op in fused for node in readers(gamma))]
+
+
+def find_plain_norms(graph: gs.Graph) -> list[Norm]:
+    """Every RMSNorm, for passes that write into its weight: none may multiply by 1 + weight."""
+    norms = find_norms(graph)
+    odd = next((norm for norm in norms if norm.offset), None)
+    need(
+        odd is None, f"{odd and odd.gamma.name}: this norm multiplies by 1 + weight, as Gemma's; only plain ones can be folded."
+    )
+    return norms
 
 
 def _norm(gamma: gs.Constant) -> Norm:
     name = gamma.name
-    scaled = readers(gamma)
-    need(all(node.op != "Add" for node in scaled), f"{name}: a norm that multiplies by 1 + weight, as Gemma's, is not lowered.")
+    scaled, factor, offset = readers(gamma), gamma, 0.0
+    if len(scaled) == 1 and scaled[0].op == "Add":
+        offsets = [
+            v for t in scaled[0].inputs if behind(t) is not gamma and (v := constant_value(t)) is not None and v.size == 1
+        ]
+        need(len(offsets) == 1, f"{name}: '{scaled[0].name}' does not add one constant to it.")
+        offset, factor = float(offsets[0].reshape(-1)[0]), scaled[0].outputs[0]
+        scaled = readers(factor)
     need(len(scaled) == 1 and scaled[0].op == "Mul", f"{name}: read by {[n.op for n in scaled]}, expected one Mul.")
     y = scaled[0].outputs[0]
-    normed = producer(behind(next(t for t in scaled[0].inputs if behind(t) is not gamma)))
+    normed = producer(behind(next(t for t in scaled[0].inputs if behind(t) is not factor)))
     need(normed is not None and normed.op == "Mul", f"{name}: no Mul by the reciprocal root in front of it.")
     assert normed is not None
     roots = [t for t in normed.inputs if (n := producer(behind(t))) is not None and n.op in ("Div", "Reciprocal")]
@@ -112,7 +139,7 @@ def _norm(gamma: gs.Constant) -> Norm:
     exponent = constant_value(square.inputs[1])
     need(exponent is not None and float(exponent.reshape(-1)[0]) == 2.0, f"{name}: '{square.name}' is not a square.")
     need(behind(square.inputs[0]) is x, f"{name}: the mean square is of another tensor than is normed.")
-    return Norm(gamma, float(epsilons[0].reshape(-1)[0]), x, y)
+    return Norm(gamma, offset, float(epsilons[0].reshape(-1)[0]), x, y)
 
 
 def _made_by(tensor: gs.Tensor, where: str, *ops: str) -> gs.Node:

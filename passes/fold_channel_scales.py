@@ -9,7 +9,7 @@ import onnx_graphsurgeon as gs
 from pydantic import Field
 
 from passes._channel_scales import ChannelScale, ScaledWeight
-from passes._decoder import VIEWS, Norm, find_norms
+from passes._decoder import VIEWS, Norm, find_plain_norms
 from passes._match import behind, producer, readers
 from passes._ops import quantized_matmuls, quantized_weight, replace_weight
 from passes._weights import weight_of
@@ -40,7 +40,7 @@ class FoldChannelScales(Pass):
         nodes = [node for node, _ in quantized_matmuls(graph)]
         if not nodes:
             raise PassError("no quantized MatMul found; put quantize_matmul before it.")
-        norms = {id(norm.y): norm for norm in find_norms(graph)}
+        norms = {id(norm.y): norm for norm in find_plain_norms(graph)}
         rewritten: list[str] = []
         skipped: dict[str, str] = {}
         for x in {id(x): x for node in nodes for x in [behind(node.inputs[0])]}.values():

@@ -9,7 +9,6 @@ from onnx import TensorProto
 from passes._decoder import Attention, Rotary, find_attention, find_linears, find_rotary, need
 from passes._lowered_ops import ATTENTION, NORMED_ROPE, ROPE, declare
 from passes._ops import DOMAIN
-from passes._weights import weight_of
 from passes.base import Outcome, Pass
 
 
@@ -72,8 +71,8 @@ def _rewrite(graph: gs.Graph, layer: Attention, cos: gs.Tensor, sin: gs.Tensor, 
     if layer.q_norm is not None and layer.k_norm is not None:
         kind, epsilon = "NormedRoPE", layer.q_norm.epsilon
         need(layer.k_norm.epsilon == epsilon, f"{prefix}: norms of queries and keys differ in epsilon.")
-        gammas = {"q_gamma": layer.q_norm.gamma, "k_gamma": layer.k_norm.gamma}
-        rope |= {name: weight_of(gamma).load().astype(np.float32).tolist() for name, gamma in gammas.items()}
+        gammas = {"q_gamma": layer.q_norm, "k_gamma": layer.k_norm}
+        rope |= {name: norm.factors().tolist() for name, norm in gammas.items()}
         rope["epsilon"] = float(epsilon)
     inputs = [layer.q.y, layer.k.y, cos, sin]
     graph.nodes.append(gs.Node(kind, f"{prefix}.rope", rope, inputs, [q, k], domain=DOMAIN))

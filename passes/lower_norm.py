@@ -6,7 +6,6 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from passes._decoder import Norm, find_norms
-from passes._weights import weight_of
 from passes.base import Outcome, Pass, PassError
 
 
@@ -31,7 +30,7 @@ def _rewrite(graph: gs.Graph, norm: Norm) -> None:
     name = norm.gamma.name
     prefix = name.removesuffix(".weight")
     norm.gamma.name += ".stored"  # its successor takes the name
-    gamma = gs.Constant(name, weight_of(norm.gamma).load().astype(np.float32))
+    gamma = gs.Constant(name, norm.factors())
 
     def scalar(part: str, value: float) -> gs.Constant:
         return gs.Constant(f"{prefix}.{part}", np.array(value, np.float32))

@@ -11,7 +11,7 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 from pydantic import Field
 
-from passes._decoder import Norm, find_norms, need
+from passes._decoder import Norm, find_plain_norms, need
 from passes._hadamard import Rotation, hadamard_factors
 from passes._match import behind, matmul_weight, producer, readers
 from passes._weights import ArrayWeight, Weight, rows_per_chunk, weight_of
@@ -37,7 +37,7 @@ class RotateResidual(Pass):
         return True
 
     def apply(self, graph: gs.Graph) -> Outcome:
-        norms = [norm for norm in find_norms(graph) if not norm.gamma.name.endswith(("q_norm.weight", "k_norm.weight"))]
+        norms = [norm for norm in find_plain_norms(graph) if not norm.gamma.name.endswith(("q_norm.weight", "k_norm.weight"))]
         if not norms:
             raise PassError("no RMSNorm found: not a decoder that this pass knows.")
         stream = Rotation(int(norms[0].gamma.shape[0]), self.seed)

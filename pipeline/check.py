@@ -6,10 +6,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from pipeline.convert import mnn_folder, proof
+from pipeline.convert.targets import TARGETS
 from pipeline.errors import PipelineError
 from pipeline.manifest import read_manifest
-from pipeline.onnx_file import MODEL
+from pipeline.onnx_file import DATA, MODEL
 from pipeline.store import sha256
 
 
@@ -27,25 +27,27 @@ def check_folder(folder: Path) -> dict[str, Any]:
         if not path.is_file():
             raise PipelineError(f"{path}: missing. Run the recipe again; what is known already is recalled.")
         if sha256(path) != want:
-            raise PipelineError(f"{path}: changed since the run ({_first_layer(folder, name)}). Run the recipe again.")
+            raise PipelineError(
+                f"{path}: changed since the run ({_first_layer(folder, name, manifest)}). Run the recipe again."
+            )
+    return {"files": len(manifest["files"]), "weights": _prove(folder, manifest)}
+
+
+def _prove(folder: Path, manifest: dict[str, Any]) -> int:
+    """Prove every hand-off; returns how many weights were compared."""
     weights = 0
-    if manifest["mnn"]:
+    for name, one in manifest["hand_offs"].items():
         with tempfile.TemporaryDirectory() as scratch:
-            weights = _prove(folder, Path(scratch)).weights_checked
-    return {"files": len(manifest["files"]), "weights": weights}
+            weights += TARGETS[one["target"]].prove(folder / "onnx" / MODEL, folder / name, Path(scratch)).weights_checked
+    return weights
 
 
-def _prove(folder: Path, scratch: Path) -> proof.Proof:
-    return proof.prove(folder / "onnx" / MODEL, folder / "mnn", scratch)
-
-
-def _first_layer(folder: Path, name: str) -> str:
+def _first_layer(folder: Path, name: str, manifest: dict[str, Any]) -> str:
     """What the codes say about a changed weight file, where they say something."""
-    if not name.endswith((mnn_folder.WEIGHTS, "model.onnx.data")):
+    if not name.endswith((".mnn.weight", DATA)):
         return "its SHA-256 is another"
     try:
-        with tempfile.TemporaryDirectory() as scratch:
-            _prove(folder, Path(scratch))
+        _prove(folder, manifest)
     except PipelineError as error:
         return str(error)
     return "its SHA-256 is another, though all codes agree"

@@ -19,8 +19,8 @@ from pipeline.store import Entry, sha256, versions
 
 MANIFEST = "manifest.json"
 PACKAGES = (
-    "MNN", "numba", "numpy", "onnx", "onnx-graphsurgeon", "onnxruntime", "optimum", "optimum-onnx", "tokenizers", "torch",
-    "transformers",
+    "MNN", "numba", "numpy", "onnx", "onnx-graphsurgeon", "onnxruntime", "onnxruntime-genai", "optimum", "optimum-onnx",
+    "tokenizers", "torch", "transformers",
 )  # fmt: skip
 
 
@@ -30,7 +30,7 @@ def write_manifest(
     checkpoint: Checkpoint,
     steps: list[Record],
     quality: dict[str, Any],
-    mnn: dict[str, Any],
+    hand_offs: dict[str, dict[str, Any]],
     model: dict[str, Any],
     weights: dict[QuantizedWeight, Entry],
     source_of: Callable[[Weight], str],
@@ -50,10 +50,11 @@ def write_manifest(
         "steps": [asdict(record) for record in steps],
         "weights": {weight.name: _weight(weight, source_of(weight.source), entry) for weight, entry in weights.items()},
         "size": {
-            "onnx_bytes": _bytes(work / "onnx"), "mnn_bytes": _bytes(work / "mnn"), "bits_per_weight": 8 * stored / count,
+            **{f"{folder}_bytes": _bytes(work / folder) for folder in ("onnx", *hand_offs)},
+            "bits_per_weight": 8 * stored / count,
         },
         "quality": quality,
-        "mnn": mnn,
+        "hand_offs": hand_offs,
         "files": files,
     }  # fmt: skip
     (work / MANIFEST).write_text(json.dumps(manifest, indent=1), "utf-8")
@@ -73,7 +74,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise PipelineError(f"{path}: damaged: {error}") from error
-    if not isinstance(manifest, dict) or not {"files", "weights", "mnn"} <= set(manifest):
+    if not isinstance(manifest, dict) or not {"files", "weights", "hand_offs"} <= set(manifest):
         raise PipelineError(f"{path}: damaged: it is not a manifest of a finished run.")
     return manifest
 

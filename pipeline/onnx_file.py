@@ -55,16 +55,18 @@ def external_weights(graph: gs.Graph) -> dict[str, Weight]:
     return dict(sorted(found.items()))
 
 
-def write_graph(graph: gs.Graph, file: Path, places: dict[str, tuple[int, int]], metadata: dict[str, str]) -> None:
-    """Write `graph` to `file`, its weights at `places` (offset, length) of the data file beside it.
-
-    `metadata` goes into the model's metadata_props.
-    """
+def exported(graph: gs.Graph, metadata: dict[str, str]) -> onnx.ModelProto:
+    """`graph` as a model whose weights have no place yet; `metadata` goes into its metadata_props."""
     model = gs.export_onnx(graph)
     model.producer_name = "lowbit"
     model.opset_import.sort(key=lambda one: one.domain)  # graphsurgeon's order is that of a set of strings
     for key, value in metadata.items():
         model.metadata_props.add(key=key, value=value)
+    return model
+
+
+def write_model(model: onnx.ModelProto, file: Path, places: dict[str, tuple[int, int]]) -> None:
+    """Write `model` to `file`, its weights at `places` (offset, length) of the data file beside it."""
     for tensor in model.graph.initializer:
         if tensor.name in places:
             offset, length = places[tensor.name]
@@ -72,7 +74,6 @@ def write_graph(graph: gs.Graph, file: Path, places: dict[str, tuple[int, int]],
             for key, place in (("location", DATA), ("offset", offset), ("length", length)):
                 tensor.external_data.add(key=key, value=str(place))
     file.write_bytes(model.SerializeToString())
-    onnx.checker.check_model(str(file))
 
 
 def quantization_metadata(weights: list[QuantizedWeight]) -> dict[str, str]:

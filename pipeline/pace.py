@@ -43,6 +43,5 @@ def expected_seconds(recipe: Recipe, weights: list[tuple[str, int, bool]]) -> fl
     if recipe.validate is not None:
         tokens = recipe.validate.windows * recipe.validate.window
         nanoseconds += total * (LOAD_FLOAT + 2 * LOAD_QUANTIZED + 3 * PER_TOKEN * tokens)
-    if recipe.convert is not None:
-        nanoseconds += total * HAND_OFF
+    nanoseconds += len(recipe.convert) * total * HAND_OFF
     return SECONDS_BEFORE + nanoseconds / 1e9

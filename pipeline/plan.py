@@ -12,6 +12,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from rich.table import Table
 
+from passes._blocks import ScaleDtype
 from passes._ops import quantized_weight
 from passes._quantized import Part, QuantizedWeight
 from passes._weights import Weight
@@ -33,11 +34,12 @@ BASE_MEMORY = 600_000_000
 
 @dataclass(frozen=True)
 class Planned:
-    """One weight of the result: what it becomes, its bytes in the ONNX file, and whether it is made already."""
+    """One weight of the result: what it becomes, its bytes in each engine's file, and whether it is made already."""
 
     weight: QuantizedWeight
     onnx_bytes: int
     mnn_bytes: int
+    genai_bytes: int
     cached: bool
 
 
@@ -66,13 +68,21 @@ class Plan:
         return self.float_bytes + sum(one.mnn_bytes for one in self.weights)
 
     @property
+    def genai_bytes(self) -> int:
+        return self.float_bytes + sum(one.genai_bytes for one in self.weights)
+
+    def hand_off_bytes(self) -> dict[str, int]:
+        """Size of every hand-off of the recipe, by target."""
+        return {one.target: self.mnn_bytes if one.target.startswith("mnn") else self.genai_bytes for one in self.recipe.convert}
+
+    @property
     def disk_bytes(self) -> int:
         """What the build folder's disk must have free: codes not made yet, the reference's states, and both results."""
         codes = sum(one.onnx_bytes for one in self.weights if not one.cached)
         states = (
             4 * self.hidden_size * self.recipe.validate.windows * self.recipe.validate.window if self.recipe.validate else 0
         )
-        return codes + states + self._activations() + self.onnx_bytes + (self.mnn_bytes if self.recipe.convert else 0)
+        return codes + states + self._activations() + self.onnx_bytes + sum(self.hand_off_bytes().values())
 
     @property
     def memory_bytes(self) -> int:
@@ -140,13 +150,15 @@ def plan_of(recipe: Recipe, checkpoint: Checkpoint, graph: gs.Graph, build: Path
     """The plan of a graph that the recipe's passes were applied to; no weight is read."""
     store = Store(build / ".store")
     sources = SourceDigests(store)
-    scale_dtype = recipe.convert.scale_dtype if recipe.convert else "fp16"
+    scale_dtype: ScaleDtype = next((one.scale_dtype for one in recipe.convert if one.target.startswith("mnn")), "fp16")
+    folded = any(one.three_bit == "folded" for one in recipe.convert)
     found = [weight for node in graph.nodes if (weight := quantized_weight(node)) is not None]
     weights = tuple(
         Planned(
             weight,
             sum(part.nbytes for part in weight.parts.values()),
             sum(MnnLayer(stored_as_entry(weight, Path()), None, scale_dtype, 0).sizes),
+            sum(part.nbytes for part in weight.parts.values()) + (folded and unfolded_bytes(weight)),
             (digest := sources.known(weight.source)) is not None and store.has(weight_key(weight, digest)),
         )
         for weight in found
@@ -159,6 +171,12 @@ def plan_of(recipe: Recipe, checkpoint: Checkpoint, graph: gs.Graph, build: Path
     small = sum(w.nbytes for w in checkpoint.weights.values() if len(w.shape) < 2)
     source = sum(w.nbytes for w in checkpoint.weights.values())
     return Plan(recipe, weights, sum(kept.values()) + small, source, int(checkpoint.config.get("hidden_size", 0)))
+
+
+def unfolded_bytes(weight: QuantizedWeight) -> int:
+    """What three-bit codes grow by as nibbles."""
+    codes = weight.parts["codes"].nbytes
+    return codes // 3 if weight.form.bits == 3 else 0
 
 
 def sketch(checkpoint: Checkpoint) -> gs.Graph:
@@ -219,14 +237,14 @@ def plan_tables(plan: Plan) -> list[Table]:
     totals.add_row("bits per weight", f"{plan.bits_per_weight:.3f}")
     totals.add_row("float weights kept", megabytes(plan.float_bytes))
     totals.add_row("ONNX model", megabytes(plan.onnx_bytes))
-    if recipe.convert is not None:
-        totals.add_row("MNN model", megabytes(plan.mnn_bytes))
+    for target, count in plan.hand_off_bytes().items():
+        totals.add_row(f"{target} folder", megabytes(count))
     steps = ["export", *(step.name for step in recipe.passes)]
     steps += ["calibration text", "calibrate"] if recipe.calibrate else []
     steps += ["finetune"] if any(one.weight.training is not None for one in plan.weights) else []
     steps += ["write onnx"]
     steps += ["reference", "validate"] if recipe.validate else []
-    steps += ["lower", "convert", "prove", "compare runtimes"] if recipe.convert else []
+    steps += ["lower", "convert", "prove", "compare runtimes"] * len(recipe.convert)
     totals.add_row("disk needed", megabytes(plan.disk_bytes))
     totals.add_row("memory needed", f"about {megabytes(plan.memory_bytes)}")
     totals.add_row("time expected", f"about {_duration(plan.seconds)} on 2 cores and a disk of 500 MB/s")

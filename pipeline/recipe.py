@@ -6,10 +6,10 @@ import difflib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import onnx_graphsurgeon as gs
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from passes import methods
 from passes._blocks import ScaleDtype
@@ -68,12 +68,25 @@ class Validate(Options):
 
 
 class Convert(Options):
-    """Hand-off to another engine: the same codes and scales, bit for bit."""
+    """Hand-off to another engine: the same codes and scales, bit for bit. A list of these makes a folder for each."""
 
-    target: Literal["mnn-llm"] = "mnn-llm"
-    """A folder that MNN's LLM runtime opens."""
+    target: Literal["mnn-llm", "onnxruntime-genai"] = "mnn-llm"
+    """`mnn-llm`: the folder `mnn`, which MNN's LLM runtime opens; `onnxruntime-genai`: the folder `genai`, with attention and
+    norms in onnxruntime's own operators."""
     scale_dtype: ScaleDtype = "fp16"
-    """Dtype of scales and offsets in the MNN file. fp16 is exact for weights quantized with scale_dtype: fp16."""
+    """Dtype of scales and offsets in an MNN file. fp16 is exact for weights quantized with scale_dtype: fp16."""
+    three_bit: Literal["packed", "folded"] = "packed"
+    """For onnxruntime-genai. `packed`: three bits on the disk, unpacked whenever the model is loaded; `folded`: unpacked to
+    nibbles now, four bits on the disk, loaded as fast as four bits."""
+
+    @model_validator(mode="after")
+    def _check_target(self) -> Self:
+        mnn = self.target.startswith("mnn")
+        if self.three_bit == "folded" and mnn:
+            raise ValueError(f"three_bit: folded is for target: onnxruntime-genai; {self.target} stores three bits as three")
+        if self.scale_dtype == "fp32" and not mnn:
+            raise ValueError(f"scale_dtype is of MNN's file; {self.target} stores scales as quantize_matmul made them")
+        return self
 
 
 SECTIONS: dict[str, type[Options]] = {
@@ -108,7 +121,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe, checked. `calibrate`, `validate` and `convert` are None when the recipe leaves them out."""
+    """A recipe, checked. `calibrate` and `validate` are None, `convert` is empty when the recipe leaves them out."""
 
     name: str
     file: Path
@@ -118,7 +131,7 @@ class Recipe:
     calibrate: Calibrate | None
     passes: tuple[Step, ...]
     validate: Validate | None
-    convert: Convert | None
+    convert: tuple[Convert, ...]
 
     @property
     def folder(self) -> Path:
@@ -160,12 +173,12 @@ def load_recipe(file: Path) -> Recipe:
     sections = {
         name: _options(document, kind, {"source": model} if name == "model" and isinstance(model, str) else top[name], (name,))
         for name, kind in SECTIONS.items()
-        if name in top
+        if name in top and name != "convert"
     }
     recipe = Recipe(
         name=file.stem, file=file, text=file.read_text("utf-8"), passes=steps, model=sections["model"],  # type: ignore[arg-type]
         export=sections.get("export", Export()), calibrate=sections.get("calibrate"),  # type: ignore[arg-type]
-        validate=sections.get("validate"), convert=sections.get("convert"),  # type: ignore[arg-type]
+        validate=sections.get("validate"), convert=_hand_offs(document, top),  # type: ignore[arg-type]
     )  # fmt: skip
     _check_scale_dtypes(document, recipe)
     _check_calibration(document, recipe)
@@ -176,6 +189,22 @@ def _passes(document: Document, items: Any) -> tuple[Step, ...]:
     if not isinstance(items, list) or not items:
         raise RecipeError(document.position(("passes",)), "passes must be a list of pass names, each with its options.")
     return tuple(_step(document, item, ("passes", i)) for i, item in enumerate(items))
+
+
+def _hand_offs(document: Document, top: dict[str, Any]) -> tuple[Convert, ...]:
+    """The section `convert`: one hand-off, or a list of them, each to another target."""
+    if "convert" not in top:
+        return ()
+    if not isinstance(items := top["convert"], list):
+        return (_options(document, Convert, items, ("convert",)),)  # type: ignore[return-value]
+    found: dict[str, Convert] = {}
+    for i, item in enumerate(items):
+        one = _options(document, Convert, item, ("convert", i))
+        assert isinstance(one, Convert)
+        if one.target in found:
+            raise RecipeError(document.position(("convert", i)), f"convert names the target {one.target} twice.")
+        found[one.target] = one
+    return tuple(found.values())
 
 
 def _step(document: Document, item: Any, path: tuple[Any, ...]) -> Step:
@@ -197,7 +226,8 @@ def _step(document: Document, item: Any, path: tuple[Any, ...]) -> Step:
 
 def _options(document: Document, kind: type[Options], options: Any, path: tuple[Any, ...]) -> Options:
     if not isinstance(options, dict):
-        raise RecipeError(document.position(path), f"'{path[-1]}' takes options: {', '.join(kind.model_fields)}.")
+        name = next(part for part in reversed(path) if isinstance(part, str))
+        raise RecipeError(document.position(path), f"'{name}' takes options: {', '.join(kind.model_fields)}.")
     try:
         return kind.model_validate_json(json.dumps(options))
     except ValidationError as errors:
@@ -234,7 +264,7 @@ def _field_like(name: str, kind: type[Options]) -> str:
 
 def _check_scale_dtypes(document: Document, recipe: Recipe) -> None:
     """Scales chosen for fp32 would lose digits in an fp16 file: a contradiction that is better found now."""
-    if recipe.convert is None or recipe.convert.scale_dtype == "fp32":
+    if all(not one.target.startswith("mnn") or one.scale_dtype == "fp32" for one in recipe.convert):
         return
     for step in recipe.passes:
         if getattr(step.options, "scale_dtype", "fp16") == "fp32":

@@ -8,13 +8,19 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+ENGINES = {"mnn": "MNN", "genai": "genai"}
+"""What hand-offs are called in tables, by their folders."""
+MODES = {
+    "memory_high": "memory high", "memory_low": "memory low", "accuracy_level_0": "float arithmetic", "as_run": "as it runs",
+}  # fmt: skip
+"""The ways that engines compute, by their names in the manifest."""
+
 
 def show_result(console: Console, manifest: dict[str, Any], folder: Path) -> None:
     """Print size, quality and proof of a finished run, and where the files are."""
     console.print(closing_table(manifest))
-    for kind in ("onnx", "mnn"):
-        if manifest["size"][f"{kind}_bytes"]:
-            console.print(f"  {folder / kind}", soft_wrap=True, highlight=False)
+    for kind in ("onnx", *manifest["hand_offs"]):
+        console.print(f"  {folder / kind}", soft_wrap=True, highlight=False)
 
 
 def closing_table(manifest: dict[str, Any]) -> Table:
@@ -26,15 +32,14 @@ def closing_table(manifest: dict[str, Any]) -> Table:
 
 
 def _rows(manifest: dict[str, Any]) -> list[tuple[str, str]]:
-    size, quality, mnn = manifest["size"], manifest["quality"], manifest["mnn"]
+    size, quality, hand_offs = manifest["size"], manifest["quality"], manifest["hand_offs"]
     weights = manifest["weights"].values()
     rows = [
         ("bits per weight", f"{size['bits_per_weight']:.3f} (scales and zero points counted)"),
         ("bits, blocks, methods", ", ".join(sorted({f"{w['bits']}/{w['block_size']} {w['method']}" for w in weights}))),
         ("ONNX", megabytes(size["onnx_bytes"])),
     ]
-    if size["mnn_bytes"]:
-        rows.append(("MNN", megabytes(size["mnn_bytes"])))
+    rows += [(ENGINES[folder], megabytes(size[f"{folder}_bytes"])) for folder in hand_offs]
     found = quality.get("onnxruntime")
     if found:
         rows += [
@@ -47,21 +52,26 @@ def _rows(manifest: dict[str, Any]) -> list[tuple[str, str]]:
             own = found["as_run"]
             level = ", ".join(map(str, own["accuracy_levels"]))
             rows.append((f"at accuracy_level {level}", f"perplexity {own['perplexity']:.2f}, KL {own['kl_divergence']:.4f}"))
-    if mnn:
-        rows.append(("MNN codes", f"{mnn['weights_checked']:,} equal bit for bit"))
-        rows += _runtime_rows(quality["mnn"])
+    for folder, one in hand_offs.items():
+        rows.append((f"{ENGINES[folder]} codes", f"{one['weights_checked']:,} equal bit for bit"))
+        rows += _runtime_rows(ENGINES[folder], quality[folder])
     return rows
 
 
-def _runtime_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
+def _runtime_rows(engine: str, found: dict[str, Any]) -> list[tuple[str, str]]:
     if "skipped" in found:
-        return [("MNN runtime", f"not compared: {found['skipped']}")]
-    high, low = found["memory_high"], found["memory_low"]
+        return [(f"{engine} runtime", f"not compared: {found['skipped']}")]
+    modes = {title: found[mode] for mode, title in MODES.items() if mode in found}
     return [
-        ("MNN, memory high", f"logits within {high['relative_error']:.1e} of onnxruntime, perplexity {high['perplexity']:.2f}"),
-        ("MNN, memory low", f"logits within {low['relative_error']:.1e}, perplexity {low['perplexity']:.2f}"),
-        ("MNN, tokenizer", _tokenizer_row(found["tokenizer"])),
-        *_template_rows(found["chat_template"]),
+        *(
+            (
+                f"{engine}, {title}",
+                f"logits within {one['relative_error']:.1e} of onnxruntime, perplexity {one['perplexity']:.2f}",
+            )
+            for title, one in modes.items()
+        ),
+        (f"{engine}, tokenizer", _tokenizer_row(found["tokenizer"])),
+        *_template_rows(engine, found["chat_template"]),
     ]
 
 
@@ -70,11 +80,13 @@ def _tokenizer_row(found: dict[str, Any]) -> str:
     return f"the same ids for {found['equal']} of {found['texts']} texts{example}"
 
 
-def _template_rows(found: dict[str, Any] | None) -> list[tuple[str, str]]:
+def _template_rows(engine: str, found: dict[str, Any] | None) -> list[tuple[str, str]]:
     if found is None:
         return []
     example = "" if found["example"] is None else f": {found['example']}"
-    return [("MNN, chat template", f"the same text for {found['equal']} of {found['conversations']} conversations{example}")]
+    return [
+        (f"{engine}, chat template", f"the same text for {found['equal']} of {found['conversations']} conversations{example}")
+    ]
 
 
 def megabytes(count: int) -> str:

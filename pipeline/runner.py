@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 from rich.console import Console
 
@@ -24,14 +25,15 @@ from pipeline.calibrate import calibrate
 from pipeline.calibration_text import calibration_windows
 from pipeline.channel_scales import find_channel_scales, set_to_one
 from pipeline.checkpoint import SIDE_FILES, Checkpoint
-from pipeline.convert import mnn_compare, mnn_folder, proof
+from pipeline.convert.target import Target
+from pipeline.convert.targets import TARGETS
 from pipeline.errors import PipelineError, ValidationFailed
 from pipeline.hub import resolve
 from pipeline.isolate import isolated
 from pipeline.manifest import MANIFEST, write_manifest
-from pipeline.onnx_file import DATA, MODEL, DataFile, external_weights, quantization_metadata, write_graph
+from pipeline.onnx_file import DATA, MODEL, DataFile, exported, external_weights, quantization_metadata, write_model
 from pipeline.plan import Plan, plan_of
-from pipeline.recipe import Recipe, Step
+from pipeline.recipe import Convert, Recipe, Step
 from pipeline.report import megabytes, show_result
 from pipeline.steps import Record, Steps
 from pipeline.store import Entry, Store, digest, source_digest, versions, writing
@@ -41,7 +43,7 @@ EXPORT_LIBRARIES = ("torch", "transformers", "optimum", "optimum-onnx", "onnx")
 RUNTIME_LIBRARIES = ("onnxruntime", "onnx", "tokenizers")
 PROBE = 64
 """Tokens that the lowered graph is compared with the quantized one on."""
-MNN_WINDOWS = 4
+COMPARED_WINDOWS = 4
 """Windows of the validation text that both runtimes are compared on."""
 
 
@@ -56,7 +58,7 @@ class Run:
     sources: SourceDigests
     entries: dict[QuantizedWeight, Entry] = field(default_factory=dict)
     quality: dict[str, Any] = field(default_factory=dict)
-    mnn: dict[str, Any] = field(default_factory=dict)
+    hand_offs: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def made(self) -> dict[str, str]:
         """Keys of the quantized weights, by name."""
@@ -103,11 +105,12 @@ def run_recipe(recipe: Recipe, build: Path, model: Path | None, console: Console
             _write_onnx(run, graph, work / "onnx")
             if recipe.validate is not None:
                 _validate(run, graph_file, work / "onnx", windows)
-            if recipe.convert is not None:
-                _convert(run, graph, work, windows[:MNN_WINDOWS])
+            for number, options in enumerate(recipe.convert, 1):
+                own = graph if number == len(recipe.convert) else graph.copy()
+                _convert(run, own, options, work, windows[:COMPARED_WINDOWS])
             (work / "recipe.yaml").write_text(recipe.text, "utf-8")
             manifest = write_manifest(
-                work, recipe, run.checkpoint, steps=run.steps.records, quality=run.quality, mnn=run.mnn,
+                work, recipe, run.checkpoint, steps=run.steps.records, quality=run.quality, hand_offs=run.hand_offs,
                 model={"digest": run.model_digest(), "shards": run.shards()}, weights=run.entries, source_of=run.sources.of,
             )  # fmt: skip
             _publish(work, target)
@@ -147,10 +150,10 @@ def _rehearse(run: Run, graph_file: Path) -> np.ndarray:
             raise PipelineError(f"{run.recipe.file}: this recipe quantizes nothing; add quantize_matmul to passes.")
         _check_disk(plan_of(run.recipe, run.checkpoint, graph, run.store.root.parent), run.store.root.parent)
         windows = np.empty((0, 0), np.int64)
-        if run.recipe.validate is not None or run.recipe.convert is not None:
+        if run.recipe.validate is not None or run.recipe.convert:
             windows = validate.token_windows(run.recipe, run.checkpoint)
-        if run.recipe.convert is not None:
-            mnn_folder.rehearse(graph, run.checkpoint)
+        for options in run.recipe.convert:
+            TARGETS[options.target](options, run.checkpoint).rehearse(graph.copy())
     return windows
 
 
@@ -234,7 +237,8 @@ def _write_onnx(run: Run, graph: gs.Graph, folder: Path) -> None:
         streamed = stream_weights(external_weights(graph), run.sources, run.store, data, progress, run.entries)
         data.close()
         run.entries = streamed.entries
-        write_graph(graph, folder / MODEL, streamed.places, quantization_metadata(list(run.entries)))
+        write_model(exported(graph, quantization_metadata(list(run.entries))), folder / MODEL, streamed.places)
+        onnx.checker.check_model(str(folder / MODEL))
         record.key = digest(run.steps.records[-1].key, run.made(), source_digest("pipeline.weights"))
         record.cached = streamed.recalled == len(run.entries)
         record.notes.append(f"{len(run.entries) - streamed.recalled} weights quantized, {streamed.recalled} recalled")
@@ -277,45 +281,46 @@ def _recall(run: Run, record: Record, compute: Any) -> dict[str, Any]:
     return (entry or run.store.put(record.key, lambda _: compute())).facts
 
 
-def _convert(run: Run, graph: gs.Graph, work: Path, windows: np.ndarray) -> None:
-    options = run.recipe.convert
-    assert options is not None
-    model_file, folder, scratch = work / "onnx" / MODEL, work / "mnn", work / "scratch"
+def _convert(run: Run, graph: gs.Graph, options: Convert, work: Path, windows: np.ndarray) -> None:
+    target = TARGETS[options.target](options, run.checkpoint)
+    source = TARGETS[options.target].__module__
+    model_file, folder, scratch = work / "onnx" / MODEL, work / target.folder, work / "scratch"
     folder.mkdir()
     scratch.mkdir()
     before = run.steps.records[-1].key
-    with run.steps.step("lower", {}) as (record, _):
-        record.key = digest(before, source_digest("pipeline.convert.mnn_folder"))
-        lowered = mnn_folder.lower(graph, model_file, options, windows[0][:PROBE])
-        record.notes.append(f"logits within {lowered.error:.1e} of the quantized graph's")
+    with run.steps.step("lower", {"target": options.target}) as (record, _):
+        record.key = digest(before, source_digest(source))
+        error = target.lower(graph, model_file, windows[0][:PROBE])
+        record.notes.append(f"logits within {error:.1e} of the quantized graph's")
     with run.steps.step("convert", options.model_dump(mode="json")) as (record, report):
         record.key = digest(run.steps.records[-1].key, record.options, versions(("MNN",)))
-        record.notes += mnn_folder.hand_off(
-            lowered, model_file, run.checkpoint, options, folder, scratch, lambda done: report(done, "")
-        )
+        record.notes += target.write(model_file, folder, scratch, lambda done: report(done, ""))
     with run.steps.step("prove", {}) as (record, _):
-        proven = proof.prove(model_file, folder, scratch)
+        proven = target.prove(model_file, folder, scratch)
         record.notes.append(f"{proven.weights_checked:,} codes of {proven.layers} layers are equal, with their scales")
     with run.steps.step("compare runtimes", {}) as (record, _):
-        figures = _compare(run, record, model_file, folder, windows, scratch)
-    high = figures.get("memory_high", {})
-    run.mnn = {
-        "bit_exact": True, "weights_checked": proven.weights_checked, "scale_dtype": options.scale_dtype,
-        "lowering_relative_error": lowered.error, "max_relative_error": high.get("relative_error"),
+        figures = _compare(run, record, target, model_file, folder, windows, scratch)
+    run.hand_offs[target.folder] = {
+        "target": options.target, "bit_exact": True, "weights_checked": proven.weights_checked,
+        "scale_dtype": options.scale_dtype, "lowering_relative_error": error,
+        "max_relative_error": figures.get(target.exact, {}).get("relative_error"),
     }  # fmt: skip
-    run.quality["mnn"] = figures
+    run.quality[target.folder] = figures
     shutil.rmtree(scratch)
 
 
-def _compare(run: Run, record: Record, model_file: Path, folder: Path, windows: np.ndarray, scratch: Path) -> dict[str, Any]:
-    if (reason := validate.too_large(run.checkpoint)) is not None:
+def _compare(
+    run: Run, record: Record, target: Target, model_file: Path, folder: Path, windows: np.ndarray, scratch: Path
+) -> dict[str, Any]:
+    reason = validate.too_large(run.checkpoint) or target.missing()
+    if reason is not None:
         record.notes.append(f"runtimes not compared: {reason}")
         return {"skipped": reason}
     record.key = digest(
-        run.steps.records[-2].key, windows.tolist(), source_digest("pipeline.convert.mnn_compare"),
-        versions(("MNN", *RUNTIME_LIBRARIES)), run.made(),
+        run.steps.records[-2].key, windows.tolist(), [source_digest(one) for one in target.sources],
+        versions((*target.packages, *RUNTIME_LIBRARIES)), run.made(),
     )  # fmt: skip
-    return _recall(run, record, lambda: mnn_compare.compare_runtimes(model_file, folder, windows, run.checkpoint, scratch))
+    return _recall(run, record, lambda: target.compare(model_file, folder, windows, scratch))
 
 
 def _check_gates(recipe: Recipe, manifest: dict[str, Any], console: Console) -> None:
@@ -367,7 +372,7 @@ def _work_folder(target: Path) -> Iterator[Path]:
 def _publish(work: Path, target: Path) -> None:
     """Put finished results in place of the old ones; the manifest goes first and comes last."""
     (target / MANIFEST).unlink(missing_ok=True)
-    for name in ("onnx", "mnn"):
+    for name in ("onnx", *(target.folder for target in TARGETS.values())):
         shutil.rmtree(target / name, ignore_errors=True)
     for item in sorted(work.iterdir(), key=lambda path: path.name == MANIFEST):
         item.replace(target / item.name)

@@ -30,6 +30,7 @@ def recipe_schema() -> dict[str, Any]:
         if not options.get("required"):
             entries.append({"const": name, "description": described["description"]})
     sections = {name: _options(kind) for name, kind in SECTIONS.items() if kind is not Model}
+    sections["convert"] = {"anyOf": [sections["convert"], {"type": "array", "items": sections["convert"]}]}
     source = {"type": "string", "minLength": 1, "description": (Model.__doc__ or "").splitlines()[0]}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

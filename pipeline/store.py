@@ -8,6 +8,7 @@ verified whenever it is recalled, so a damaged one is made anew.
 from __future__ import annotations
 
 import ast
+import contextlib
 import errno
 import hashlib
 import importlib.metadata
@@ -175,8 +176,12 @@ def digest(*parts: Any) -> str:
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
-    """Installed versions, by package."""
-    return {name: importlib.metadata.version(name) for name in sorted(packages)}
+    """Installed versions, by package; one that is not installed (an optional engine) is left out."""
+    found = {}
+    for name in sorted(packages):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 @cache

@@ -6,6 +6,7 @@ times the memory. Here the codes are expanded on every core and injected as an i
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -30,26 +31,35 @@ def expand_three_bits(model: onnx.ModelProto, folder: Path) -> dict[str, np.ndar
     """
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     codes: dict[str, np.ndarray] = {}
+    for name, shape in as_four_bits(model).items():
+        codes[name] = np.concatenate(list(expanded(region(folder / "model.onnx", tensors[name])))).reshape(shape)
+        _announce(tensors[name], codes[name])
+    return codes
+
+
+def as_four_bits(model: onnx.ModelProto) -> dict[str, list[int]]:
+    """Let every MatMul3Bits of `model` be a MatMulNBits(bits=4), its codes not yet expanded.
+
+    Returns:
+        Names of their initializers, and the shape that each must take: [N, K / block_size, block_size / 2].
+    """
+    shapes: dict[str, list[int]] = {}
     for node in model.graph.node:
         if (node.domain, node.op_type) != (DOMAIN, "MatMul3Bits"):
             continue
         kept = {a.name: a.i for a in node.attribute if a.name in KEPT}
-        shape = next(list(a.ints) for a in node.attribute if a.name == "nibble_shape")
+        shapes[node.input[1]] = next(list(a.ints) for a in node.attribute if a.name == "nibble_shape")
         node.domain, node.op_type = MICROSOFT, "MatMulNBits"
         del node.attribute[:]
         node.attribute.extend(onnx.helper.make_attribute(name, value) for name, value in (kept | {"bits": 4}).items())
-        name = node.input[1]
-        if name not in codes:
-            codes[name] = _expanded(region(folder / "model.onnx", tensors[name])).reshape(shape)
-            _announce(tensors[name], codes[name])
-    return codes
+    return shapes
 
 
-def _expanded(planes: Region) -> np.ndarray:
+def expanded(planes: Region) -> Iterator[np.ndarray]:
+    """Three-bit codes uint8 [N, 3, K / 8] as nibbles, uint8 [rows, K / 2], from the first row to the last."""
     step = rows_per_chunk(planes.row_bytes)
     starts = range(0, planes.shape[0], step)
-    pieces = in_order(lambda start: expand_nib77(planes.rows(start, min(start + step, planes.shape[0]))), starts)
-    return np.concatenate(list(pieces))
+    return in_order(lambda start: expand_nib77(planes.rows(start, min(start + step, planes.shape[0]))), starts)
 
 
 def _announce(tensor: TensorProto, codes: np.ndarray) -> None:

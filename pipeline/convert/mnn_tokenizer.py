@@ -14,6 +14,7 @@ from typing import Any
 
 from pipeline.checkpoint import Checkpoint
 from pipeline.errors import ConvertError
+from pipeline.special_tokens import chat_template, special_texts, stop_ids
 
 Json = dict[str, Any]
 
@@ -34,7 +35,7 @@ def tokenizer_bytes(checkpoint: Checkpoint) -> bytes:
     texts = special_texts(checkpoint)
     eos, bos = texts["eos_token"], texts["bos_token"]
     return (
-        _ids(checkpoint, tokenizer, eos)
+        _ids(checkpoint, tokenizer)
         + _normalizer(tokenizer.get("normalizer"))
         + _pre_tokenizer(tokenizer.get("pre_tokenizer"))
         + _bpe(model, _maps_bytes_itself(tokenizer))
@@ -47,34 +48,13 @@ def tokenizer_bytes(checkpoint: Checkpoint) -> bytes:
     )
 
 
-def special_texts(checkpoint: Checkpoint) -> dict[str, str]:
-    """The texts of the tokens that end and begin a sequence, "" where there are none."""
-    config = checkpoint.read_json("tokenizer_config.json")
-    return {name: _text(config.get(name)) for name in ("eos_token", "bos_token")}
-
-
-def chat_template(checkpoint: Checkpoint) -> str:
-    """The checkpoint's chat template, from tokenizer_config.json or the file of its own; "" without one."""
-    template = checkpoint.read_json("tokenizer_config.json").get("chat_template") or ""
-    if isinstance(template, list):  # several named ones; MNN knows one
-        template = next((one["template"] for one in template if one.get("name") == "default"), "")
-    file = checkpoint.folder / "chat_template.jinja"
-    return str(template) if template or not file.exists() else file.read_text("utf-8")
-
-
-def _ids(checkpoint: Checkpoint, tokenizer: Json, eos: str) -> bytes:
+def _ids(checkpoint: Checkpoint, tokenizer: Json) -> bytes:
     added = tokenizer.get("added_tokens", [])
     special = sorted({token["id"] for token in added if token.get("special")})
-    stop = set()
-    for name in ("generation_config.json", "config.json"):
-        value = checkpoint.read_json(name).get("eos_token_id")
-        stop |= set(value if isinstance(value, list) else [] if value is None else [value])
-    ids = {**tokenizer["model"]["vocab"], **{token["content"]: token["id"] for token in added}}
-    if eos in ids:
-        stop.add(ids[eos])
+    stop = stop_ids(checkpoint)
     prefix = _prefix(tokenizer)
     counts = f"430 4\n{len(special)} {len(stop)} {len(prefix)}\n"
-    return (counts + " ".join(map(str, [*special, *sorted(stop), *prefix])) + "\n").encode()
+    return (counts + " ".join(map(str, [*special, *stop, *prefix])) + "\n").encode()
 
 
 def _prefix(tokenizer: Json) -> list[int]:
@@ -222,10 +202,6 @@ def _flat(part: Json | None, key: str) -> list[Json]:
 
 def _unknown(what: str, part: Any) -> ConvertError:
     return ConvertError(f"tokenizer.json: MNN's tokenizer has no {what} {part!r:.200}.")
-
-
-def _text(value: Any) -> str:
-    return str((value.get("content") if isinstance(value, dict) else value) or "")
 
 
 def _string(text: str) -> bytes:

@@ -69,8 +69,8 @@ def test_awq_runs_in_both_runtimes(tmp_path: Path, in_process: None) -> None:
         json.loads((run_recipe(load_recipe(path), tmp_path / "build", None, QUIET) / "manifest.json").read_text()) for _ in "12"
     ]
     for manifest in manifests:
-        assert manifest["mnn"]["bit_exact"] is True
-        assert manifest["mnn"]["max_relative_error"] < 1e-4
+        assert manifest["hand_offs"]["mnn"]["bit_exact"] is True
+        assert manifest["hand_offs"]["mnn"]["max_relative_error"] < 1e-4
         assert manifest["quality"]["mnn"]["memory_high"]["greedy_equal"] == 32
         assert {weight["method"] for weight in manifest["weights"].values()} == {"awq"}
     step = next(step for step in manifests[1]["steps"] if step["name"] == "channel scales")

@@ -69,9 +69,9 @@ def test_the_demos(build: Path, bits: int, kl: float) -> None:
         assert word in done.stdout
     folder = build / f"demo-q{bits}"
     found = manifest(folder)
-    assert found["mnn"]["bit_exact"] is True
-    assert found["mnn"]["weights_checked"] == 5_767_168
-    assert found["mnn"]["max_relative_error"] < 1e-4
+    assert found["hand_offs"]["mnn"]["bit_exact"] is True
+    assert found["hand_offs"]["mnn"]["weights_checked"] == 5_767_168
+    assert found["hand_offs"]["mnn"]["max_relative_error"] < 1e-4
     assert 0 < found["quality"]["onnxruntime"]["kl_divergence"] < kl
     assert found["quality"]["onnxruntime"]["reference_perplexity"] == pytest.approx(74.15, abs=0.01)
     text = subprocess.run(
@@ -145,7 +145,7 @@ def test_the_manifest_has_everything(build: Path) -> None:
     tensors = {name: sha for shard in found["model"]["shards"].values() for name, sha in shard.items()}
     assert all(w["source_sha256"] in tensors.values() for w in found["weights"].values())
     assert tensors.keys() == open_checkpoint(ROOT / "tests" / "models" / "qwen2-pydocs", "").weights.keys()
-    assert set(found) == {"recipe", "model", "versions", "steps", "weights", "size", "quality", "mnn", "files"}
+    assert set(found) == {"recipe", "model", "versions", "steps", "weights", "size", "quality", "hand_offs", "files"}
     assert set(found["steps"][0]) >= {"name", "options", "key", "cached", "seconds", "peak_rss_bytes", "rewritten", "skipped"}
     weight = found["weights"]["lm_head"]
     assert set(weight) >= {"shape", "bits", "block_size", "symmetric", "method", "mse", "codes_sha256"}
@@ -267,8 +267,8 @@ def test_a_model_too_large_for_memory_is_validated_all_the_same(
     monkeypatch.setattr(validate, "memory_needed", lambda checkpoint: 1 << 60)
     options = {"validate": "validate: {windows: 1, window: 64}"}
     found = manifest(run_recipe(recipe(tmp_path, "narrow_embedding", FOUR, **options), tmp_path / "build", None, QUIET))
-    assert found["mnn"]["bit_exact"] is True
-    assert found["mnn"]["lowering_relative_error"] < 1e-5
+    assert found["hand_offs"]["mnn"]["bit_exact"] is True
+    assert found["hand_offs"]["mnn"]["lowering_relative_error"] < 1e-5
     assert 0 < found["quality"]["onnxruntime"]["kl_divergence"] < 0.1, "validated block by block all the same"
     assert found["quality"]["mnn"]["skipped"].startswith("the weights in float need 1152921504.6 GB of memory")
 

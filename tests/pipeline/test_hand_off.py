@@ -85,9 +85,9 @@ CASES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
 def test_both_runtimes_compute_the_same(results: Callable[..., Path], case: str) -> None:
     passes, model = CASES[case]
     manifest = json.loads((results(*passes, **model) / "manifest.json").read_text())
-    assert manifest["mnn"]["bit_exact"] is True
-    assert manifest["mnn"]["max_relative_error"] < 1e-4
-    assert manifest["mnn"]["lowering_relative_error"] < 1e-5
+    assert manifest["hand_offs"]["mnn"]["bit_exact"] is True
+    assert manifest["hand_offs"]["mnn"]["max_relative_error"] < 1e-4
+    assert manifest["hand_offs"]["mnn"]["lowering_relative_error"] < 1e-5
     high = manifest["quality"]["mnn"]["memory_high"]
     assert high["greedy_equal"] == 32
     assert high["cache_relative_error"] < 1e-4
@@ -109,8 +109,8 @@ def test_what_calibrated_methods_choose_is_the_same_in_both_runtimes(
     folder = results(NARROW, quantize, "fold_channel_scales", convert="calibrate: {windows: 4, window: 32}\nconvert: {}")
     manifest = json.loads((folder / "manifest.json").read_text())
     assert {(one["method"], one["zero_point"]) for one in manifest["weights"].values()} == {(method, zero_point)}
-    assert manifest["mnn"]["bit_exact"] is True
-    assert manifest["mnn"]["max_relative_error"] < 1e-4
+    assert manifest["hand_offs"]["mnn"]["bit_exact"] is True
+    assert manifest["hand_offs"]["mnn"]["max_relative_error"] < 1e-4
     assert manifest["quality"]["mnn"]["memory_high"]["greedy_equal"] == 32
 
 
@@ -119,7 +119,7 @@ def test_scales_in_fp32(results: Callable[..., Path], zero_point: str) -> None:
     quantize = f"quantize_matmul: {{bits: 3, block_size: 32, scale_dtype: fp32, zero_point: {zero_point}}}"
     folder = results(NARROW, quantize, convert="convert: {scale_dtype: fp32}")
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert (manifest["mnn"]["scale_dtype"], manifest["mnn"]["bit_exact"]) == ("fp32", True)
+    assert (manifest["hand_offs"]["mnn"]["scale_dtype"], manifest["hand_offs"]["mnn"]["bit_exact"]) == ("fp32", True)
 
 
 def test_a_tied_table_quantized_alike_is_stored_once(results: Callable[..., Path]) -> None:

@@ -13,8 +13,8 @@ import pytest
 from tokenizers import Tokenizer
 
 from pipeline.checkpoint import Checkpoint
-from pipeline.convert.mnn_text import CONVERSATIONS, TEXTS, compare_chats, compare_ids
 from pipeline.convert.mnn_tokenizer import tokenizer_bytes
+from pipeline.convert.same_text import CONVERSATIONS, TEXTS, compare_chats, compare_ids
 from tests.conftest import PYDOCS
 from tests.pipeline.chat_templates import CHATML, REFUSES_SYSTEM, TEMPLATES
 

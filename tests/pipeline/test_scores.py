@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.convert.mnn_llm import token_losses
+from pipeline.convert.measured import token_losses
 from pipeline.scores import score_tokens, summarize
 from tests import reference
 

@@ -7,7 +7,7 @@ them. What the MNN file claims about itself (offsets, bits, shapes) is read from
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,30 +18,22 @@ from onnx import numpy_helper
 
 from passes._cores import in_order
 from pipeline.convert.mnn_converter import read_json
-from pipeline.convert.mnn_folder import MODEL, WEIGHTS
+from pipeline.convert.target import Proof
 from pipeline.errors import ConvertError
 from pipeline.onnx_weights import Region, StoredLayer, read_layers, region
 
 
-@dataclass(frozen=True)
-class Proof:
-    """All weights compared and found equal: how many, in how many layers."""
-
-    layers: int
-    weights_checked: int
-
-
-def prove(model_file: Path, folder: Path, scratch: Path) -> Proof:
+def prove_llm(model_file: Path, folder: Path, mnn_file: Path, scratch: Path) -> Proof:
     """Compare every quantized MatMul of `model_file` with the convolution of its name, and the embedding.
 
     Args:
-        folder: of MNN's LLM runtime.
+        folder: of MNN's LLM runtime, its graph in `mnn_file`.
 
     Raises:
         ConvertError: a layer is missing, or a code, scale, offset or bias differs; names the first.
     """
-    mnn_file, weight_file = folder / MODEL, folder / WEIGHTS
     stored = read_layers(model_file)
+    weight_file = mnn_file.with_name(f"{mnn_file.name}.weight")
     layers = {name: layer for name, layer in stored.items() if not layer.is_embedding}
     document = read_json(mnn_file, scratch / "proof.json")
     convolutions = {op["name"]: op["main"] for op in document["oplists"] if op["type"] == "Convolution"}
@@ -182,7 +174,7 @@ def _biases(model_file: Path) -> dict[str, np.ndarray]:
 
 
 @numba.njit(inline="always")
-def _decode_row(packed, bits, codes):  # type: ignore[no-untyped-def]
+def decode_row(packed, bits, codes):  # type: ignore[no-untyped-def]
     """Codes of one row of the ONNX file; three bits in layout nib77 (definition: passes/_pack.py, pack_nib77)."""
     if bits != 3:  # no code straddles a byte
         each = 8 // bits
@@ -213,7 +205,7 @@ def compare_codes(packed, stream, bits, k):  # type: ignore[no-untyped-def]
     codes = np.empty(k, np.uint8)
     mask = np.uint64((1 << bits) - 1)
     for row in range(packed.shape[0]):
-        _decode_row(packed[row], bits, codes)
+        decode_row(packed[row], bits, codes)
         for group in range(k // 8):
             start = (row * (k // 8) + group) * bits
             word = np.uint64(0)

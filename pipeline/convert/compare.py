@@ -1,7 +1,8 @@
-"""MNN's runtime against onnxruntime on the same codes: logits, cache, greedy tokens, perplexity."""
+"""An engine against onnxruntime on the same codes: logits, cache, greedy tokens, perplexity, tokenizer, chat template."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,54 +10,64 @@ import numpy as np
 import onnxruntime
 
 from pipeline.checkpoint import Checkpoint
-from pipeline.convert.mnn_folder import relative_error
-from pipeline.convert.mnn_llm import Measured, measure, token_losses
-from pipeline.convert.mnn_text import CONVERSATIONS, TEXTS, compare_chats, compare_ids
+from pipeline.convert.measured import Measured, Request, token_losses
+from pipeline.convert.same_text import CONVERSATIONS, TEXTS, compare_chats, compare_ids
+from pipeline.convert.target import relative_error
 from pipeline.errors import ConvertError
 from pipeline.sessions import decoder_feeds, open_model
 from pipeline.validate import load_tokenizer
 
 TOLERANCE = 1e-4
-"""Largest relative difference of logits in float arithmetic (memory "high")."""
+"""Largest relative difference of logits in float arithmetic."""
 PERPLEXITY_TOLERANCE = 5e-5
 """Perplexities equal to four digits."""
-PROMPT, NEW_TOKENS = 16, 32
+PROBE, PROMPT, NEW_TOKENS = 64, 16, 32
 
 
 def compare_runtimes(
-    model_file: Path, folder: Path, windows: np.ndarray, checkpoint: Checkpoint, scratch: Path
+    engine: str,
+    modes: dict[str, Callable[[Request], Measured]],
+    model_file: Path,
+    windows: np.ndarray,
+    checkpoint: Checkpoint,
 ) -> dict[str, Any]:
-    """Run `folder` in MNN and `model_file` in onnxruntime on `windows`, int64 [windows, tokens].
+    """Run an engine in each of its `modes`, and `model_file` in onnxruntime, on `windows`, int64 [windows, tokens].
+
+    Args:
+        modes: ways to compute, by their names in the result; the first is in float arithmetic.
 
     Returns:
-        Figures of both memory modes, the tokenizer and the chat template, ready for the manifest.
+        Figures of every mode, the tokenizer and the chat template, ready for the manifest.
 
     Raises:
         ConvertError: in float arithmetic the two differ by more than rounding.
     """
     session = open_model(model_file, accuracy_level=0)
-    probe = windows[0][:64]
+    probe = windows[0][:PROBE]
     expected = session.run(["logits"], decoder_feeds(session, probe[None]))[0][0]
     greedy = _greedy(session, probe[:PROMPT])
     losses = [token_losses(session.run(["logits"], decoder_feeds(session, w[None]))[0][0], w.tolist()) for w in windows]
     perplexity = float(np.exp(np.mean(losses)))
     figures: dict[str, Any] = {"onnxruntime_perplexity": perplexity, "tokens": int(np.size(losses))}
-    prompt = probe[:PROMPT].tolist()
-    for memory in ("high", "low"):
-        found = measure(folder, memory, probe.tolist(), prompt, NEW_TOKENS, windows, TEXTS, CONVERSATIONS, scratch)
-        figures[f"memory_{memory}"] = _figures(found, expected, greedy)
+    request = Request(probe.tolist(), probe[:PROMPT].tolist(), NEW_TOKENS, windows.tolist(), TEXTS, CONVERSATIONS)
+    measured = {name: run(request) for name, run in modes.items()}
+    for name, found in measured.items():
+        figures[name] = _figures(found, expected, greedy)
     figures["tokenizer"] = compare_ids(found.ids, load_tokenizer(checkpoint))
-    figures["chat_template"] = compare_chats(found.chats, checkpoint)
-    exact = figures["memory_high"]
-    if not exact["relative_error"] <= TOLERANCE:
-        _fail("logits differ", exact["relative_error"], TOLERANCE)
-    if not exact["cache_relative_error"] <= TOLERANCE:
-        _fail("decoding token by token differs from prefill", exact["cache_relative_error"], TOLERANCE)
-    if exact["greedy_equal"] != NEW_TOKENS:
-        _fail(f"greedy tokens differ from token {exact['greedy_equal'] + 1}", NEW_TOKENS, NEW_TOKENS)
+    figures["chat_template"] = compare_chats(engine, found.chats, checkpoint)
+    exact = figures[next(iter(modes))]
     drift = abs(exact["perplexity"] / perplexity - 1)
-    if not drift <= PERPLEXITY_TOLERANCE:
-        _fail("perplexity differs", drift, PERPLEXITY_TOLERANCE)
+    for what, value, limit in (
+        ("logits differ", exact["relative_error"], TOLERANCE),
+        ("decoding token by token differs from prefill", exact["cache_relative_error"], TOLERANCE),
+        ("perplexity differs", drift, PERPLEXITY_TOLERANCE),
+        (f"only {exact['greedy_equal']} of {NEW_TOKENS} greedy tokens are equal", NEW_TOKENS - exact["greedy_equal"], 0),
+    ):
+        if not value <= limit:
+            raise ConvertError(
+                f"{engine} and onnxruntime disagree on the same codes: {what} ({value:.2e}, at most {limit:.0e} is rounding). "
+                "The result is not to be trusted."
+            )
     return figures
 
 
@@ -82,10 +93,3 @@ def _greedy(session: onnxruntime.InferenceSession, prompt: np.ndarray) -> list[i
         past = {name.replace("present", "past_key_values"): value for name, value in results.items()}
         ids = np.array([[chosen[-1]]])
     return chosen
-
-
-def _fail(what: str, found: float, limit: float) -> None:
-    raise ConvertError(
-        f"MNN and onnxruntime disagree on the same codes: {what} ({found:.2e}, at most {limit:.0e} is rounding). "
-        "The result is not to be trusted."
-    )

@@ -1,4 +1,4 @@
-"""MNN's tokenizer and chat template against the checkpoint's: the same ids, the same text, or an example that differs."""
+"""An engine's tokenizer and chat template against the checkpoint's: the same ids, the same text, or an example that differs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from pipeline.checkpoint import Checkpoint
-from pipeline.convert.mnn_tokenizer import chat_template, special_texts
+from pipeline.special_tokens import chat_template, special_texts
 
 Conversation = list[dict[str, str]]
 
@@ -46,20 +46,20 @@ def compare_ids(found: list[list[int]], tokenizer: Tokenizer) -> dict[str, Any]:
     """How many of TEXTS got the ids of the checkpoint's tokenizer, and the first that did not.
 
     Args:
-        found: what MNN's tokenizer made of each of TEXTS.
+        found: what the engine's tokenizer made of each of TEXTS.
     """
     expected = [tokenizer.encode(text).ids for text in TEXTS]
     different = [text for text, ours, theirs in zip(TEXTS, expected, found, strict=True) if ours != theirs]
     return {"texts": len(TEXTS), "equal": len(TEXTS) - len(different), "example": different[0] if different else None}
 
 
-def compare_chats(found: list[str], checkpoint: Checkpoint) -> dict[str, Any] | None:
-    """How many of CONVERSATIONS MNN renders as transformers does, and the first that it does not; None without a template.
+def compare_chats(engine: str, found: list[str | None], checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """How many of CONVERSATIONS `engine` renders as transformers does, and the first that it does not; None without a template.
 
     A conversation that the template refuses (a role that it does not know) does not count.
 
     Args:
-        found: what MNN made of each of CONVERSATIONS.
+        found: what the engine made of each of CONVERSATIONS; None where it refused.
     """
     if not (template := chat_template(checkpoint)):
         return None
@@ -76,5 +76,6 @@ def compare_chats(found: list[str], checkpoint: Checkpoint) -> dict[str, Any] | 
             continue
         counted += 1
         if ours != theirs:
-            different.append(f"MNN writes {theirs[:200]!r}, transformers {ours[:200]!r}")
+            wrote = "refuses it" if theirs is None else f"writes {theirs[:200]!r}"
+            different.append(f"{engine} {wrote}, transformers {ours[:200]!r}")
     return {"conversations": counted, "equal": counted - len(different), "example": different[0] if different else None}

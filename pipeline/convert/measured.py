@@ -1,0 +1,116 @@
+"""What an engine computed from a finished folder: measured in a process of its own, the same way for every engine.
+
+Engines may crash, print what they like, and never share a process with the libraries of the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import ConvertError
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of an engine.
+
+    Attributes:
+        probe: token ids to compute logits of, in one piece and token by token.
+        prompt: token ids to continue by `new_tokens` greedy ones.
+        windows: token ids to predict, each window from scratch.
+        texts: to encode.
+        conversations: to render by the chat template.
+    """
+
+    probe: list[int]
+    prompt: list[int]
+    new_tokens: int
+    windows: list[list[int]]
+    texts: Sequence[str]
+    conversations: Sequence[Any]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the engine computed.
+
+    Attributes:
+        logits: float32 [tokens, vocabulary] of one prefill of the probe.
+        steps: the same logits, the last `len(steps)` of them decoded token by token on the cache.
+        greedy: token ids continued from the prompt.
+        losses: float64 [windows, tokens - 1], negative log-likelihood of each next token.
+        ids: what the tokenizer made of each text.
+        chats: what the chat template made of each conversation; None where it refused.
+    """
+
+    logits: np.ndarray
+    steps: np.ndarray
+    greedy: list[int]
+    losses: np.ndarray
+    ids: list[list[int]]
+    chats: list[str | None]
+
+
+def measure(engine: str, module: str, folder: Path, request: Request, scratch: Path, **settings: Any) -> Measured:
+    """Run `folder` in `engine`: `python -m <module> REQUEST.json RESULT.npz`, which calls `answer`.
+
+    Raises:
+        ConvertError: the engine crashed or refused the folder.
+    """
+    asked, result = scratch / "request.json", scratch / "result.npz"
+    asked.write_text(json.dumps({"folder": str(folder), **settings, "request": asdict(request)}))
+    result.unlink(missing_ok=True)
+    done = subprocess.run(
+        [sys.executable, "-m", module, str(asked), str(result)],
+        capture_output=True, text=True, errors="replace", check=False, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    if done.returncode or not result.exists():
+        end = "\n".join((done.stdout + done.stderr).strip().splitlines()[-12:])
+        raise ConvertError(f"{engine} failed on {folder} (status {done.returncode}):\n{end}")
+    with np.load(result) as found:
+        written = json.loads(str(found["written"]))
+        return Measured(found["logits"], found["steps"], found["greedy"].tolist(), found["losses"], **written)
+
+
+def answer(
+    asked: dict[str, Any],
+    result: str,
+    forward: Callable[[list[int], bool], np.ndarray],
+    encode: Callable[[str], list[int]],
+    render: Callable[[Any], str | None],
+) -> None:
+    """Within the engine's process: compute what was asked, write it to `result`.
+
+    Args:
+        forward: token ids, and whether they begin a new sequence -> logits float32 [tokens, vocabulary], at least the last.
+    """
+    probe = asked["probe"]
+    logits = forward(probe, True)
+    half = len(probe) // 2
+    forward(probe[:half], True)
+    steps = [forward([token], False)[-1] for token in probe[half:]]
+    scores, greedy = forward(asked["prompt"], True)[-1], []
+    for _ in range(asked["new_tokens"]):
+        greedy.append(int(scores.argmax()))
+        scores = forward(greedy[-1:], False)[-1]
+    losses = [token_losses(forward(ids, True), ids) for ids in asked["windows"]]
+    ids = [encode(text) for text in asked["texts"]]
+    written = json.dumps({"ids": ids, "chats": [render(one) for one in asked["conversations"]]})
+    np.savez(result, logits=logits, steps=np.array(steps), greedy=np.array(greedy), losses=np.array(losses), written=written)
+
+
+def token_losses(logits: np.ndarray, ids: list[int]) -> np.ndarray:
+    """Negative log-likelihood of each next token, float64 [len(ids) - 1], from logits [len(ids), vocabulary]."""
+    wide = logits[:-1].astype(np.float64)
+    top = wide.max(1)
+    total = np.log(np.exp(wide - top[:, None]).sum(1)) + top
+    losses: np.ndarray = total - wide[np.arange(len(ids) - 1), ids[1:]]
+    return losses
