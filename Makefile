@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 MODEL := $(if $(model),--model $(model))
 
-.PHONY: run plan check test lint schema bench bench-accuracy bench-peers clean help
+.PHONY: run plan check test lint schema bench bench-accuracy bench-decode bench-peers clean help
 .DEFAULT_GOAL := run
 
 run: $(READY)  ## make recipe=NAME [model=FOLDER]: run a recipe
@@ -31,6 +31,9 @@ bench: $(READY)  ## make bench [shape=7b]: memory and time on a checkpoint of tr
 
 bench-accuracy: $(READY)  ## make bench-accuracy [bits="3 2"] [blocks=64]: quality of every method; [shape=7b-layer]: time and memory
 	@$(BIN)/python -m $(if $(shape),tests.bench.layer,tests.bench.accuracy $(if $(bits),--bits $(bits)) $(if $(blocks),--blocks $(blocks)))
+
+bench-decode: $(READY)  ## make bench-decode [shape=0.5b]: tokens per second, ours beside onnxruntime-genai's builder and the plain graph
+	@$(BIN)/python -m tests.bench.decode $(if $(shape),--shape $(shape))
 
 bench-peers: $(READY)  ## the README's table: onnxruntime's quantizer and MNN's converter beside ours
 	@$(BIN)/python -m tests.bench.peers

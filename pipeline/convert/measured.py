@@ -17,13 +17,17 @@ import numpy as np
 
 from pipeline.errors import ConvertError
 
+ROWS = 64
+"""Tokens whose logits are widened to float64 at once."""
+
 
 @dataclass(frozen=True)
 class Request:
     """What is asked of an engine.
 
     Attributes:
-        probe: token ids to compute logits of, in one piece and token by token.
+        probe: token ids to compute logits of, in one piece, then the last of them token by token.
+        steps: how many of them token by token.
         prompt: token ids to continue by `new_tokens` greedy ones.
         windows: token ids to predict, each window from scratch.
         texts: to encode.
@@ -31,6 +35,7 @@ class Request:
     """
 
     probe: list[int]
+    steps: int
     prompt: list[int]
     new_tokens: int
     windows: list[list[int]]
@@ -94,9 +99,8 @@ def answer(
     """
     probe = asked["probe"]
     logits = forward(probe, True)
-    half = len(probe) // 2
-    forward(probe[:half], True)
-    steps = [forward([token], False)[-1] for token in probe[half:]]
+    forward(probe[: -asked["steps"]], True)
+    steps = [forward([token], False)[-1] for token in probe[-asked["steps"] :]]
     scores, greedy = forward(asked["prompt"], True)[-1], []
     for _ in range(asked["new_tokens"]):
         greedy.append(int(scores.argmax()))
@@ -109,8 +113,10 @@ def answer(
 
 def token_losses(logits: np.ndarray, ids: list[int]) -> np.ndarray:
     """Negative log-likelihood of each next token, float64 [len(ids) - 1], from logits [len(ids), vocabulary]."""
-    wide = logits[:-1].astype(np.float64)
-    top = wide.max(1)
-    total = np.log(np.exp(wide - top[:, None]).sum(1)) + top
-    losses: np.ndarray = total - wide[np.arange(len(ids) - 1), ids[1:]]
+    losses = np.empty(len(ids) - 1)
+    for start in range(0, len(losses), ROWS):
+        wide = logits[start : min(start + ROWS, len(losses))].astype(np.float64)
+        top = wide.max(1)
+        total = np.log(np.exp(wide - top[:, None]).sum(1)) + top
+        losses[start : start + ROWS] = total - wide[np.arange(len(wide)), ids[start + 1 : start + 1 + len(wide)]]
     return losses
