@@ -106,3 +106,35 @@ class CastWeight(Weight):
 
     def rows(self, start: int, stop: int) -> np.ndarray:
         return self.source.rows(start, stop).astype(self.numpy_dtype)
+
+
+class StackedWeight(Weight):
+    """Weights of one dtype, the rows of the first over those of the next.
+
+    Attributes:
+        parts: their names and themselves, in order.
+    """
+
+    def __init__(self, parts: list[tuple[str, Weight]]) -> None:
+        first = parts[0][1]
+        super().__init__((sum(one.shape[0] for _, one in parts), *first.shape[1:]), first.onnx_dtype)
+        self.parts = parts
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        found, begin = [], 0
+        for _, one in self.parts:
+            inside = max(start - begin, 0), min(stop - begin, one.shape[0])
+            if inside[0] < inside[1]:
+                found.append(one.rows(*inside))
+            begin += one.shape[0]
+        return np.concatenate(found)
+
+
+def widened(graph: gs.Graph, name: str, weight: Weight) -> gs.Tensor:
+    """A weight as a lazy constant called `name`, behind a Cast where it is not float32."""
+    constant = gs.Constant(name, weight)
+    if weight.onnx_dtype == onnx.TensorProto.FLOAT:
+        return constant
+    wide = gs.Variable(f"{name}.fp32", np.float32, list(weight.shape))
+    graph.nodes.insert(0, gs.Node("Cast", f"{name}.widen", {"to": onnx.TensorProto.FLOAT}, [constant], [wide]))
+    return wide

@@ -13,11 +13,10 @@ import warnings
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from onnx import TensorProto
 
+from passes._weights import widened
 from passes.base import Options
 from pipeline.checkpoint import Checkpoint, CheckpointWeight
 from pipeline.errors import ExportError
@@ -158,16 +157,6 @@ def _replace(graph: gs.Graph, tensor: gs.Variable, weight: CheckpointWeight) -> 
     wide = widened(graph, tensor.name, weight)
     for node in list(tensor.outputs):
         node.inputs = [wide if one is tensor else one for one in node.inputs]
-
-
-def widened(graph: gs.Graph, name: str, weight: CheckpointWeight) -> gs.Tensor:
-    """A checkpoint's weight as a lazy constant called `name`, behind a Cast where it is not float32."""
-    constant = gs.Constant(name, weight)
-    if weight.onnx_dtype == TensorProto.FLOAT:
-        return constant
-    wide = gs.Variable(f"{name}.fp32", np.float32, list(weight.shape))
-    graph.nodes.insert(0, gs.Node("Cast", f"{name}.widen", {"to": TensorProto.FLOAT}, [constant], [wide]))
-    return wide
 
 
 def load_graph(path: Path, checkpoint: Checkpoint) -> gs.Graph:

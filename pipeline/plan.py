@@ -15,10 +15,10 @@ from rich.table import Table
 from passes._blocks import ScaleDtype
 from passes._ops import quantized_weight
 from passes._quantized import Part, QuantizedWeight
-from passes._weights import Weight
+from passes._weights import Weight, widened
 from pipeline.checkpoint import Checkpoint, CheckpointWeight
 from pipeline.convert.mnn_weights import MnnLayer
-from pipeline.export import check_config, widened
+from pipeline.export import check_config
 from pipeline.hub import resolve
 from pipeline.onnx_weights import stored_as_entry
 from pipeline.pace import expected_seconds

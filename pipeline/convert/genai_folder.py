@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from passes._weights import ArrayWeight, rows_per_chunk
+from passes._quantized import Part
+from passes._weights import ArrayWeight, StackedWeight, Weight, rows_per_chunk
 from passes.fuse_attention import FuseAttention
 from passes.fuse_norm import FuseNorm
+from passes.pack_projections import PackProjections
 from pipeline.checkpoint import SIDE_FILES
 from pipeline.convert import genai_proof
 from pipeline.convert.compare import compare_runtimes
@@ -53,6 +55,7 @@ class OnnxruntimeGenai(Target):
         return check_lowered(graph, model_file, probe, decoder_feeds(graph, probe[None]))
 
     def write(self, model_file: Path, folder: Path, scratch: Path, progress: Callable[[float], None]) -> tuple[str, ...]:
+        PackProjections().apply(self.graph)
         for tensor in self.graph.tensors().values():
             inline = tensor._values if isinstance(tensor, gs.Constant) else None
             if isinstance(inline, np.ndarray) and inline.nbytes > INLINE_BYTES:  # rotary tables
@@ -65,11 +68,11 @@ class OnnxruntimeGenai(Target):
         data = DataFile(folder / DATA)
         for done, (name, weight) in enumerate(weights.items()):
             size = int(np.prod(shapes[name])) if name in shapes else weight.nbytes
+            read = expanded if name in shapes else _rows
             if isinstance(weight, ArrayWeight):
                 pieces: Iterable[np.ndarray] = [weight.array]
             else:
-                source = region(model_file, stored[name])
-                pieces = expanded(source) if name in shapes else _rows(source)
+                pieces = (piece for part in _stacked(name, weight) for piece in read(region(model_file, stored[part])))
             data.append(name, size, (np.ascontiguousarray(piece).view(np.uint8).data.cast("B") for piece in pieces))
             progress((done + 1) / len(weights))
         data.close()
@@ -150,6 +153,15 @@ class OnnxruntimeGenai(Target):
         }
         search |= {"max_length": config["max_position_embeddings"], "past_present_share_buffer": True}
         (folder / CONFIG).write_text(json.dumps({"model": model, "search": search}, indent=2), "utf-8")
+
+
+def _stacked(name: str, weight: Weight) -> list[str]:
+    """The tensors of the quantized model whose rows make up the weight called `name`."""
+    if isinstance(weight, StackedWeight):
+        return [part for part, _ in weight.parts]
+    if isinstance(weight, Part) and isinstance(weight.of.source, StackedWeight):
+        return [f"{layer}.{weight.part}" for layer, _ in weight.of.source.parts]
+    return [name]
 
 
 def _rows(source: Region) -> Iterable[np.ndarray]:
