@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import re
 import warnings
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import onnx
 import onnx_graphsurgeon as gs
@@ -20,13 +21,24 @@ from passes._weights import widened
 from passes.base import Options
 from pipeline.checkpoint import Checkpoint, CheckpointWeight
 from pipeline.errors import ExportError
+from pipeline.onnx_source import OnnxModel
 from pipeline.transformers_config import transformers_config, translated
 
 DECODERS = ("gemma", "gemma2", "gemma3_text", "granite", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3")
-SUPPORTED = dict.fromkeys(DECODERS, "decoder") | {"bert": "encoder"}
+ENCODERS = ("bert", "distilbert", "roberta", "vit", "xlm-roberta")
+SUPPORTED = dict.fromkeys(DECODERS, "decoder") | dict.fromkeys(ENCODERS, "encoder")
 """`model_type` of config.json -> kind. Others may export, but nobody has proven their numbers."""
 
-Task = Literal["text-generation-with-past", "feature-extraction"]
+MODELS = {
+    "text-generation-with-past": "AutoModelForCausalLM", "feature-extraction": "AutoModel",
+    "image-classification": "AutoModelForImageClassification", "text-classification": "AutoModelForSequenceClassification",
+}  # fmt: skip
+"""transformers' class for each task."""
+Task = Literal["text-generation-with-past", "feature-extraction", "image-classification", "text-classification"]
+TASKS = {"decoder": ("text-generation-with-past",), "encoder": ("feature-extraction", "text-classification")}
+"""What each kind can do; models of images classify images instead of texts."""
+RUNTIME_INPUTS = re.compile(r"(input_ids|attention_mask|token_type_ids|position_ids|pixel_values|past_key_values\..*)$")
+"""What a model is fed; every other input of an exported graph is a weight."""
 
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 """Those whose frequencies are the same for every length."""
@@ -36,7 +48,7 @@ class Export(Options):
     """How the checkpoint becomes ONNX."""
 
     task: Task = "text-generation-with-past"
-    """optimum's name of what the model does: decoders generate text, encoders extract features."""
+    """optimum's name of what the model does: decoders generate text, encoders extract features or classify."""
     opset: Literal[18, 20, 21] = 18
     """ONNX operator set of the graph."""
 
@@ -50,9 +62,9 @@ def export_graph(checkpoint: Checkpoint, options: Export, path: Path) -> None:
     check_config(checkpoint, options)
     # heavy, and only an export needs them
     import torch
+    import transformers
     from optimum.exporters.onnx import convert
     from optimum.exporters.tasks import TasksManager
-    from transformers import AutoModel, AutoModelForCausalLM
 
     from pipeline.weightless import empty_parameters, weightless_export
 
@@ -64,8 +76,7 @@ def export_graph(checkpoint: Checkpoint, options: Export, path: Path) -> None:
         try:
             config = transformers_config(checkpoint)
             with empty_parameters():
-                make = AutoModelForCausalLM if decoder else AutoModel
-                model = make.from_config(config, dtype=torch.float32).eval()
+                model = getattr(transformers, MODELS[options.task]).from_config(config, dtype=torch.float32).eval()
             build = TasksManager.get_exporter_config_constructor(
                 "onnx", model=model, task=options.task, library_name="transformers"
             )
@@ -87,9 +98,9 @@ def check_config(checkpoint: Checkpoint, options: Export) -> None:
     kind = config.get("model_type")
     if kind not in SUPPORTED:
         raise ExportError(f"{where}: model_type '{kind}' is not supported. Supported: {', '.join(sorted(SUPPORTED))}.")
-    fitting = "text-generation-with-past" if SUPPORTED[kind] == "decoder" else "feature-extraction"
-    if options.task != fitting:
-        raise ExportError(f"{where}: '{kind}' is a {SUPPORTED[kind]}; set export: {{task: {fitting}}}.")
+    fitting = ("feature-extraction", "image-classification") if kind == "vit" else TASKS[SUPPORTED[kind]]
+    if options.task not in fitting:
+        raise ExportError(f"{where}: '{kind}' is a {SUPPORTED[kind]}; set export: {{task: {' or '.join(fitting)}}}.")
     scaling = translated(config, where).get("rope_scaling") or {}
     rope = scaling.get("rope_type", scaling.get("type", "default"))
     if rope not in ROPE_TYPES:
@@ -134,7 +145,7 @@ def bind(graph: gs.Graph, checkpoint: Checkpoint) -> None:
 
 
 def _is_weight(tensor: gs.Tensor) -> bool:
-    return str(tensor.name).rpartition(".")[2] in ("weight", "bias")
+    return RUNTIME_INPUTS.match(tensor.name) is None
 
 
 def _common_prefix(wanted: set[str], present: set[str]) -> str:
@@ -160,13 +171,23 @@ def _replace(graph: gs.Graph, tensor: gs.Variable, weight: CheckpointWeight) -> 
 
 
 def load_graph(path: Path, checkpoint: Checkpoint) -> gs.Graph:
-    """The exported graph at `path` with its weights bound to `checkpoint`."""
+    """The exported graph at `path` with its weights bound to `checkpoint`, or an ONNX file's own."""
+    if isinstance(checkpoint, OnnxModel):
+        return checkpoint.graph()
     graph = gs.import_onnx(onnx.load(str(path), load_external_data=False))
     graph.name = "model"
     bind(graph, checkpoint)
     return graph
 
 
-def describe(config: dict[str, Any]) -> str:
+def is_decoder(checkpoint: Checkpoint, options: Export) -> bool:
+    """Whether the graph generates text, with its own cache."""
+    return options.task == "text-generation-with-past" and not isinstance(checkpoint, OnnxModel)
+
+
+def describe(checkpoint: Checkpoint) -> str:
     """One line about the model, for people."""
+    if isinstance(checkpoint, OnnxModel):
+        return f"{checkpoint.file.name}, {len(checkpoint.weights)} weights"
+    config = checkpoint.config
     return f"{config.get('model_type')}, {config.get('num_hidden_layers')} layers, hidden {config.get('hidden_size')}"

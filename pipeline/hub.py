@@ -6,13 +6,14 @@ from pathlib import Path
 
 from pipeline.checkpoint import SIDE_FILES, Checkpoint, open_checkpoint
 from pipeline.errors import CheckpointError
-from pipeline.recipe import Recipe
+from pipeline.onnx_source import open_onnx
+from pipeline.recipe import ONNX_SUFFIX, Recipe
 
 PATTERNS = [*SIDE_FILES, "*.safetensors", "model.safetensors.index.json"]
 
 
 def resolve(recipe: Recipe, override: Path | None, download: bool = True) -> Checkpoint:
-    """The checkpoint of a recipe: the folder given by hand, the recipe's own, or one from the Hub.
+    """The checkpoint (or ONNX file) of a recipe: the one given by hand, the recipe's own, or one from the Hub.
 
     Downloads show their progress and resume where they were cut off.
 
@@ -22,9 +23,9 @@ def resolve(recipe: Recipe, override: Path | None, download: bool = True) -> Che
     """
     model = recipe.model
     if override is not None:
-        return open_checkpoint(override, str(override))
+        return _open(override, str(override))
     if model.is_folder:
-        return open_checkpoint((recipe.folder / Path(model.source).expanduser()).resolve(), model.source)
+        return _open((recipe.folder / Path(model.source).expanduser()).resolve(), model.source)
     # the Hub's client takes a second to import
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -40,3 +41,7 @@ def resolve(recipe: Recipe, override: Path | None, download: bool = True) -> Che
             f"folder, name it: make recipe={recipe.name} model=/path/to/folder"
         ) from error
     return open_checkpoint(Path(folder), model.source, Path(folder).name)  # the snapshot is named by its commit
+
+
+def _open(path: Path, source: str) -> Checkpoint:
+    return open_onnx(path, source) if path.suffix == ONNX_SUFFIX else open_checkpoint(path, source)

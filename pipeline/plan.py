@@ -20,6 +20,7 @@ from pipeline.checkpoint import Checkpoint, CheckpointWeight
 from pipeline.convert.mnn_weights import MnnLayer
 from pipeline.export import check_config
 from pipeline.hub import resolve
+from pipeline.onnx_source import OnnxModel
 from pipeline.onnx_weights import stored_as_entry
 from pipeline.pace import expected_seconds
 from pipeline.recipe import Recipe
@@ -138,8 +139,11 @@ def make_plan(recipe: Recipe, build: Path, model: Path | None) -> Plan:
         PipelineError, PassError: what a run would refuse as well, as far as headers tell.
     """
     checkpoint = resolve(recipe, model, download=False)
-    check_config(checkpoint, recipe.export)
-    graph = sketch(checkpoint)
+    if isinstance(checkpoint, OnnxModel):
+        graph = checkpoint.graph()
+    else:
+        check_config(checkpoint, recipe.export)
+        graph = sketch(checkpoint)
     for step in recipe.passes:
         if not step.options.keeps_shapes:
             step.apply(graph)

@@ -24,7 +24,7 @@ class Model(Options):
     """The checkpoint to start from."""
 
     source: Annotated[str, Field(min_length=1)]
-    """A folder (relative to the recipe; begins with `.`, `/` or `~`), or a model id on the Hugging Face Hub."""
+    """A folder or an ONNX file (relative to the recipe; begins with `.`, `/` or `~`), or a model id on the Hugging Face Hub."""
     revision: str | None = None
     """Commit on the Hub: pin it, or the model may change under the recipe."""
 
@@ -61,17 +61,23 @@ class Validate(Options):
     """Tokens that are read at once, each window from scratch."""
     windows: Annotated[int, Field(ge=1)] = 60
     """How many windows, from the start of the text."""
+    inputs: str | None = None
+    """For models that read no text: an .npz file of one array for each input, relative to the recipe; by default noise, where
+    the shapes are known."""
     max_kl_divergence: Annotated[float, Field(gt=0)] | None = None
     """Gate: mean KL divergence from the float model, nats per token."""
     max_perplexity_ratio: Annotated[float, Field(gt=0)] | None = None
     """Gate: perplexity over that of the float model."""
+    max_relative_error: Annotated[float, Field(gt=0)] | None = None
+    """Gate, for models that are no decoders: the largest relative error of an output."""
 
 
 class Convert(Options):
     """Hand-off to another engine: the same codes and scales, bit for bit. A list of these makes a folder for each."""
 
-    target: Literal["mnn-llm", "onnxruntime-genai"] = "mnn-llm"
-    """`mnn-llm`: the folder `mnn`, which MNN's LLM runtime opens; `onnxruntime-genai`: the folder `genai`, with attention and
+    target: Literal["mnn-llm", "mnn", "onnxruntime-genai"] = "mnn-llm"
+    """`mnn-llm`: the folder `mnn`, which MNN's LLM runtime opens; `mnn`: the folder `mnn` with model.mnn, which has the inputs
+    and outputs of the ONNX file, for models that are no decoders; `onnxruntime-genai`: the folder `genai`, with attention and
     norms in onnxruntime's own operators."""
     scale_dtype: ScaleDtype = "fp16"
     """Dtype of scales and offsets in an MNN file. fp16 is exact for weights quantized with scale_dtype: fp16."""
@@ -92,6 +98,7 @@ class Convert(Options):
 SECTIONS: dict[str, type[Options]] = {
     "model": Model, "export": Export, "calibrate": Calibrate, "validate": Validate, "convert": Convert,
 }  # fmt: skip
+ONNX_SUFFIX = ".onnx"
 ORDER = ("model", "export", "calibrate", "passes", "validate", "convert")
 
 
@@ -182,6 +189,10 @@ def load_recipe(file: Path) -> Recipe:
     )  # fmt: skip
     _check_scale_dtypes(document, recipe)
     _check_calibration(document, recipe)
+    if "export" in top and recipe.model.source.endswith(ONNX_SUFFIX):
+        raise RecipeError(
+            document.keys[("export",)], "the model is an ONNX file, so there is nothing to export. Leave this out."
+        )
     return recipe
 
 
@@ -204,6 +215,8 @@ def _hand_offs(document: Document, top: dict[str, Any]) -> tuple[Convert, ...]:
         if one.target in found:
             raise RecipeError(document.position(("convert", i)), f"convert names the target {one.target} twice.")
         found[one.target] = one
+    if {"mnn", "mnn-llm"} <= set(found):
+        raise RecipeError(document.position(("convert",)), "mnn and mnn-llm both make the folder mnn; convert to one of them.")
     return tuple(found.values())
 
 

@@ -41,7 +41,11 @@ def _rows(manifest: dict[str, Any]) -> list[tuple[str, str]]:
     ]
     rows += [(ENGINES[folder], megabytes(size[f"{folder}_bytes"])) for folder in hand_offs]
     found = quality.get("onnxruntime")
-    if found:
+    if found and "outputs" in found:
+        rows += _output_rows("", found["outputs"])
+        if "as_run" in found:
+            rows += _output_rows(f" at accuracy_level {found['as_run']['accuracy_levels'][0]}", found["as_run"]["outputs"])
+    elif found:
         rows += [
             ("perplexity", f"{found['perplexity']:.2f} (float model {found['reference_perplexity']:.2f})"),
             ("KL divergence", f"{found['kl_divergence']:.4f} nats per token over {found['tokens']:,} tokens"),
@@ -62,6 +66,10 @@ def _runtime_rows(engine: str, found: dict[str, Any]) -> list[tuple[str, str]]:
     if "skipped" in found:
         return [(f"{engine} runtime", f"not compared: {found['skipped']}")]
     modes = {title: found[mode] for mode, title in MODES.items() if mode in found}
+    if "tokenizer" not in found:
+        return [
+            (f"{engine}, {title}", f"outputs within {one['relative_error']:.1e} of onnxruntime") for title, one in modes.items()
+        ]
     return [
         *(
             (
@@ -72,6 +80,13 @@ def _runtime_rows(engine: str, found: dict[str, Any]) -> list[tuple[str, str]]:
         ),
         (f"{engine}, tokenizer", _tokenizer_row(found["tokenizer"])),
         *_template_rows(engine, found["chat_template"]),
+    ]
+
+
+def _output_rows(how: str, outputs: dict[str, Any]) -> list[tuple[str, str]]:
+    return [
+        (f"{name}{how}", f"relative error {one['relative_error']:.2e}, cosine similarity {one['least_cosine']:.5f} or more")
+        for name, one in outputs.items()
     ]
 
 

@@ -32,19 +32,21 @@ from pipeline.hub import resolve
 from pipeline.isolate import isolated
 from pipeline.manifest import MANIFEST, write_manifest
 from pipeline.onnx_file import DATA, MODEL, DataFile, exported, external_weights, quantization_metadata, write_model
+from pipeline.onnx_source import OnnxModel
+from pipeline.pieces import Feeds
 from pipeline.plan import Plan, plan_of
-from pipeline.recipe import Convert, Recipe, Step
+from pipeline.recipe import Convert, Recipe, Step, Validate
 from pipeline.report import megabytes, show_result
+from pipeline.samples import decoder_samples, samples_digest, samples_for
 from pipeline.steps import Record, Steps
 from pipeline.store import Entry, Store, digest, source_digest, versions, writing
+from pipeline.validate_outputs import compare_outputs
 from pipeline.weights import SourceDigests, entry_of, stream_weights
 
 EXPORT_LIBRARIES = ("torch", "transformers", "optimum", "optimum-onnx", "onnx")
 RUNTIME_LIBRARIES = ("onnxruntime", "onnx", "tokenizers")
-PROBE = 64
-"""Tokens that the lowered graph is compared with the quantized one on."""
-COMPARED_WINDOWS = 4
-"""Windows of the validation text that both runtimes are compared on."""
+COMPARED_SAMPLES = 4
+"""Samples of the validation (windows of text) that both runtimes are compared on."""
 
 
 @dataclass
@@ -59,6 +61,11 @@ class Run:
     entries: dict[QuantizedWeight, Entry] = field(default_factory=dict)
     quality: dict[str, Any] = field(default_factory=dict)
     hand_offs: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def decoder(self) -> bool:
+        """Whether the model generates text."""
+        return export.is_decoder(self.checkpoint, self.recipe.export)
 
     def made(self) -> dict[str, str]:
         """Keys of the quantized weights, by name."""
@@ -90,10 +97,10 @@ def run_recipe(recipe: Recipe, build: Path, model: Path | None, console: Console
         store = Store(build / ".store")
         store.sweep()
         run = Run(recipe, resolve(recipe, model), store, Steps(console), SourceDigests(store))
-        console.print(f"{recipe.name}: {export.describe(run.checkpoint.config)}")
+        console.print(f"{recipe.name}: {export.describe(run.checkpoint)}")
         with writing(build):
             graph_file = _export(run)
-            windows = _rehearse(run, graph_file)
+            samples = _rehearse(run, graph_file)
             graph = export.load_graph(graph_file, run.checkpoint)
             for step in recipe.passes:
                 _apply(run, graph, step)
@@ -104,10 +111,11 @@ def run_recipe(recipe: Recipe, build: Path, model: Path | None, console: Console
                 _finetune(run, graph, text)
             _write_onnx(run, graph, work / "onnx")
             if recipe.validate is not None:
-                _validate(run, graph_file, work / "onnx", windows)
+                validating = _validate if run.decoder else _validate_outputs
+                validating(run, graph_file, work / "onnx", samples)
             for number, options in enumerate(recipe.convert, 1):
                 own = graph if number == len(recipe.convert) else graph.copy()
-                _convert(run, own, options, work, windows[:COMPARED_WINDOWS])
+                _convert(run, own, options, work, samples[:COMPARED_SAMPLES])
             (work / "recipe.yaml").write_text(recipe.text, "utf-8")
             manifest = write_manifest(
                 work, recipe, run.checkpoint, steps=run.steps.records, quality=run.quality, hand_offs=run.hand_offs,
@@ -120,6 +128,8 @@ def run_recipe(recipe: Recipe, build: Path, model: Path | None, console: Console
 
 
 def _export(run: Run) -> Path:
+    if isinstance(run.checkpoint, OnnxModel):
+        return run.checkpoint.file
     options = run.recipe.export
     with run.steps.step("export", options.model_dump(mode="json")) as (record, _):
         record.key = digest(
@@ -139,8 +149,8 @@ def _export(run: Run) -> Path:
     return entry.file(MODEL)
 
 
-def _rehearse(run: Run, graph_file: Path) -> np.ndarray:
-    """Everything that can be refused without reading a weight is refused here; returns the validation windows."""
+def _rehearse(run: Run, graph_file: Path) -> list[Feeds]:
+    """Everything that can be refused without reading a weight is refused here; returns what models are compared on."""
     with run.steps.step("rehearse", {}):
         graph = export.load_graph(graph_file, run.checkpoint)
         for step in run.recipe.passes:
@@ -149,12 +159,36 @@ def _rehearse(run: Run, graph_file: Path) -> np.ndarray:
         if not any(quantized_weight(node) for node in graph.nodes):
             raise PipelineError(f"{run.recipe.file}: this recipe quantizes nothing; add quantize_matmul to passes.")
         _check_disk(plan_of(run.recipe, run.checkpoint, graph, run.store.root.parent), run.store.root.parent)
-        windows = np.empty((0, 0), np.int64)
+        _check_decoder(run)
+        samples: list[Feeds] = []
         if run.recipe.validate is not None or run.recipe.convert:
-            windows = validate.token_windows(run.recipe, run.checkpoint)
+            if run.decoder:
+                samples = decoder_samples(validate.token_windows(run.recipe, run.checkpoint))
+            else:
+                samples = samples_for(run.recipe, run.checkpoint, graph)
         for options in run.recipe.convert:
             TARGETS[options.target](options, run.checkpoint).rehearse(graph.copy())
-    return windows
+    return samples
+
+
+def _check_decoder(run: Run) -> None:
+    """What only makes sense for models that generate text is refused for others, and the other way round."""
+    options = run.recipe.validate or Validate()
+    for name in ("inputs", "max_relative_error") if run.decoder else ("max_kl_divergence", "max_perplexity_ratio"):
+        if getattr(options, name) is not None:
+            kind = "generates text" if run.decoder else "does not generate text"
+            raise PipelineError(f"{run.recipe.file}: validate: {name} means nothing here, the model {kind}. Leave it out.")
+    if run.decoder:
+        return
+    what = export.describe(run.checkpoint)
+    for one in run.recipe.convert:
+        if TARGETS[one.target].decoders_only:
+            raise PipelineError(
+                f"{run.recipe.file}: target {one.target} runs models that generate text; for this one ({what}) set "
+                "convert: {target: mnn}."
+            )
+    if run.recipe.calibrate is not None:
+        raise PipelineError(f"{run.recipe.file}: calibrate looks at decoders only, and this is none ({what}). Leave it out.")
 
 
 def _check_disk(plan: Plan, build: Path) -> None:
@@ -247,9 +281,19 @@ def _write_onnx(run: Run, graph: gs.Graph, folder: Path) -> None:
                 shutil.copyfile(source, folder / name)
 
 
-def _validate(run: Run, graph_file: Path, folder: Path, windows: np.ndarray) -> None:
+def _validate_outputs(run: Run, graph_file: Path, folder: Path, samples: list[Feeds]) -> None:
     options = run.recipe.validate
     assert options is not None
+    with run.steps.step("validate", options.model_dump(mode="json")) as (record, _):
+        figures = compare_outputs(graph_file, run.checkpoint, folder / MODEL, samples)
+        record.key = digest("validate outputs", run.steps.records[-1].key, figures)
+    run.quality["onnxruntime"] = figures
+
+
+def _validate(run: Run, graph_file: Path, folder: Path, samples: list[Feeds]) -> None:
+    options = run.recipe.validate
+    assert options is not None
+    windows = np.concatenate([sample["input_ids"] for sample in samples])
     with run.steps.step("reference", options.model_dump(mode="json")) as (record, report):
         record.key = digest(
             "reference", run.model_digest(), graph_file.parent.name, windows.tolist(),
@@ -281,7 +325,7 @@ def _recall(run: Run, record: Record, compute: Any) -> dict[str, Any]:
     return (entry or run.store.put(record.key, lambda _: compute())).facts
 
 
-def _convert(run: Run, graph: gs.Graph, options: Convert, work: Path, windows: np.ndarray) -> None:
+def _convert(run: Run, graph: gs.Graph, options: Convert, work: Path, samples: list[Feeds]) -> None:
     target = TARGETS[options.target](options, run.checkpoint)
     source = TARGETS[options.target].__module__
     model_file, folder, scratch = work / "onnx" / MODEL, work / target.folder, work / "scratch"
@@ -290,8 +334,9 @@ def _convert(run: Run, graph: gs.Graph, options: Convert, work: Path, windows: n
     before = run.steps.records[-1].key
     with run.steps.step("lower", {"target": options.target}) as (record, _):
         record.key = digest(before, source_digest(source))
-        error = target.lower(graph, model_file, windows[0][:PROBE])
-        record.notes.append(f"logits within {error:.1e} of the quantized graph's")
+        error = target.lower(graph, model_file, samples)
+        if error is not None:
+            record.notes.append(f"logits within {error:.1e} of the quantized graph's")
     with run.steps.step("convert", options.model_dump(mode="json")) as (record, report):
         record.key = digest(run.steps.records[-1].key, record.options, versions(("MNN",)))
         record.notes += target.write(model_file, folder, scratch, lambda done: report(done, ""))
@@ -299,7 +344,7 @@ def _convert(run: Run, graph: gs.Graph, options: Convert, work: Path, windows: n
         proven = target.prove(model_file, folder, scratch)
         record.notes.append(f"{proven.weights_checked:,} codes of {proven.layers} layers are equal, with their scales")
     with run.steps.step("compare runtimes", {}) as (record, _):
-        figures = _compare(run, record, target, model_file, folder, windows, scratch)
+        figures = _compare(run, record, target, model_file, folder, samples, scratch)
     run.hand_offs[target.folder] = {
         "target": options.target, "bit_exact": True, "weights_checked": proven.weights_checked,
         "scale_dtype": options.scale_dtype, "lowering_relative_error": error,
@@ -310,17 +355,17 @@ def _convert(run: Run, graph: gs.Graph, options: Convert, work: Path, windows: n
 
 
 def _compare(
-    run: Run, record: Record, target: Target, model_file: Path, folder: Path, windows: np.ndarray, scratch: Path
+    run: Run, record: Record, target: Target, model_file: Path, folder: Path, samples: list[Feeds], scratch: Path
 ) -> dict[str, Any]:
     reason = validate.too_large(run.checkpoint) or target.missing()
     if reason is not None:
         record.notes.append(f"runtimes not compared: {reason}")
         return {"skipped": reason}
     record.key = digest(
-        run.steps.records[-2].key, windows.tolist(), [source_digest(one) for one in target.sources],
+        run.steps.records[-2].key, [samples_digest(samples), *(source_digest(one) for one in target.sources)],
         versions((*target.packages, *RUNTIME_LIBRARIES)), run.made(),
     )  # fmt: skip
-    return _recall(run, record, lambda: target.compare(model_file, folder, windows, scratch))
+    return _recall(run, record, lambda: target.compare(model_file, folder, samples, scratch))
 
 
 def _check_gates(recipe: Recipe, manifest: dict[str, Any], console: Console) -> None:
@@ -329,11 +374,13 @@ def _check_gates(recipe: Recipe, manifest: dict[str, Any], console: Console) -> 
         return
     quality = manifest["quality"]["onnxruntime"]
     missed = []
-    ratio = quality["perplexity"] / quality["reference_perplexity"]
-    for name, found, limit in (
-        ("max_kl_divergence", quality["kl_divergence"], options.max_kl_divergence),
-        ("max_perplexity_ratio", ratio, options.max_perplexity_ratio),
-    ):
+    found_of = {
+        "max_kl_divergence": quality.get("kl_divergence"),
+        "max_perplexity_ratio": "perplexity" in quality and quality["perplexity"] / quality["reference_perplexity"],
+        "max_relative_error": max((one["relative_error"] for one in quality.get("outputs", {}).values()), default=None),
+    }
+    for name, found in found_of.items():
+        limit = getattr(options, name)
         if limit is not None and not found <= limit:
             missed.append(f"{name}: {found:.4f}, allowed {limit}")
     if missed:

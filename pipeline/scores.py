@@ -83,3 +83,8 @@ def summarize(scores: np.ndarray) -> Quality:
         worst_window=worst,
         worst_window_kl=float(by_window[worst]),
     )
+
+
+def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
+    """|found - expected| / |expected| in the Euclidean norm over all elements."""
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))

@@ -51,6 +51,11 @@ def set_accuracy_level(model: onnx.ModelProto, level: int) -> None:
                     attribute.i = level
 
 
+def accuracy_levels(model: onnx.ModelProto) -> set[int]:
+    """Every accuracy_level that a quantized MatMul of `model` has."""
+    return {a.i for node in model.graph.node for a in node.attribute if a.name == "accuracy_level"}
+
+
 def open_model(file: Path, accuracy_level: int | None = None) -> onnxruntime.InferenceSession:
     """A session of a model file; see `load_model`."""
     return open_session(load_model(file, accuracy_level), file.parent)

@@ -24,7 +24,7 @@ from pipeline.export import load_graph
 from pipeline.recipe import Recipe, Validate
 from pipeline.scores import score_tokens, summarize
 from pipeline.segments import Segments
-from pipeline.sessions import decoder_feeds, load_model, weight_folder
+from pipeline.sessions import accuracy_levels, decoder_feeds, load_model, weight_folder
 
 ELEMENTWISE = {"Mul": np.multiply, "Div": np.divide, "Tanh": np.tanh}
 """What may follow the product that makes logits."""
@@ -170,7 +170,7 @@ def compare(
     Returns:
         The figures of `Quality` at accuracy_level 0, and those at the recipe's level under `as_run`.
     """
-    levels = sorted(_levels(candidate) | {0})
+    levels = sorted(accuracy_levels(load_model(candidate)) | {0})
     batches = _batches(windows, checkpoint)
     runs = []
     for number, level in enumerate((0, None)[: len(levels)]):
@@ -220,8 +220,3 @@ def too_large(checkpoint: Checkpoint, copies: int = 1) -> str | None:
 def memory_needed(checkpoint: Checkpoint) -> int:
     """Bytes of all weights in float32, and half as much again while they are made."""
     return 6 * sum(int(np.prod(w.shape)) for w in checkpoint.weights.values())
-
-
-def _levels(candidate: Path) -> set[int]:
-    model = load_model(candidate)
-    return {a.i for node in model.graph.node for a in node.attribute if a.name == "accuracy_level"}

@@ -12,8 +12,9 @@ import onnxruntime
 from pipeline.checkpoint import Checkpoint
 from pipeline.convert.measured import Measured, Request, token_losses
 from pipeline.convert.same_text import CONVERSATIONS, TEXTS, compare_chats, compare_ids
-from pipeline.convert.target import relative_error
 from pipeline.errors import ConvertError
+from pipeline.pieces import Feeds
+from pipeline.scores import relative_error
 from pipeline.sessions import decoder_feeds, open_model
 from pipeline.validate import load_tokenizer
 
@@ -28,10 +29,10 @@ def compare_runtimes(
     engine: str,
     modes: dict[str, Callable[[Request], Measured]],
     model_file: Path,
-    windows: np.ndarray,
+    samples: list[Feeds],
     checkpoint: Checkpoint,
 ) -> dict[str, Any]:
-    """Run an engine in each of its `modes`, and `model_file` in onnxruntime, on `windows`, int64 [windows, tokens].
+    """Run an engine in each of its `modes`, and `model_file` in onnxruntime, on the `input_ids` [1, tokens] of `samples`.
 
     Args:
         modes: ways to compute, by their names in the result; the first is in float arithmetic.
@@ -43,6 +44,7 @@ def compare_runtimes(
         ConvertError: in float arithmetic the two differ by more than rounding.
     """
     session = open_model(model_file, accuracy_level=0)
+    windows = np.concatenate([sample["input_ids"] for sample in samples])
     probe = windows[0][:PROBE]
     expected = session.run(["logits"], decoder_feeds(session, probe[None]))[0][0]
     losses = [token_losses(session.run(["logits"], decoder_feeds(session, w[None]))[0][0], w.tolist()) for w in windows]

@@ -21,10 +21,11 @@ from pipeline.checkpoint import SIDE_FILES
 from pipeline.convert import genai_proof
 from pipeline.convert.compare import compare_runtimes
 from pipeline.convert.measured import Measured, Request, measure
-from pipeline.convert.target import Proof, Target, check_lowered
+from pipeline.convert.target import PROBE, Proof, Target, check_lowered
 from pipeline.errors import ConvertError
 from pipeline.onnx_file import DATA, MODEL, DataFile, exported, external_weights, write_model
 from pipeline.onnx_weights import Region, region
+from pipeline.pieces import Feeds
 from pipeline.sessions import decoder_feeds, load_model
 from pipeline.special_tokens import stop_ids
 from pipeline.three_bits import as_four_bits, expanded
@@ -49,7 +50,8 @@ class OnnxruntimeGenai(Target):
     def rehearse(self, graph: gs.Graph) -> None:
         self._fuse(graph)
 
-    def lower(self, graph: gs.Graph, model_file: Path, probe: np.ndarray) -> float:
+    def lower(self, graph: gs.Graph, model_file: Path, samples: list[Feeds]) -> float:
+        probe = samples[0]["input_ids"][0, :PROBE]
         self.graph = graph
         self._fuse(graph)
         return check_lowered(graph, model_file, probe, decoder_feeds(graph, probe[None]))
@@ -94,14 +96,14 @@ class OnnxruntimeGenai(Target):
         present = importlib.util.find_spec("onnxruntime_genai") is not None
         return None if present else "onnxruntime-genai is not installed: pip install 'lowbit[genai]'"
 
-    def compare(self, model_file: Path, folder: Path, windows: np.ndarray, scratch: Path) -> dict[str, Any]:
+    def compare(self, model_file: Path, folder: Path, samples: list[Feeds], scratch: Path) -> dict[str, Any]:
         def run(level: int | None) -> Callable[[Request], Measured]:
             return lambda request: measure(
                 "onnxruntime-genai", "pipeline.convert.genai_run", folder, request, scratch, accuracy_level=level
             )
 
         modes = {"accuracy_level_0": run(0), "as_run": run(None)}
-        return compare_runtimes("onnxruntime-genai", modes, model_file, windows, self.checkpoint)
+        return compare_runtimes("onnxruntime-genai", modes, model_file, samples, self.checkpoint)
 
     def _fuse(self, graph: gs.Graph) -> None:
         length = self.checkpoint.config.get("max_position_embeddings")

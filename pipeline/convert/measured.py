@@ -72,17 +72,26 @@ def measure(engine: str, module: str, folder: Path, request: Request, scratch: P
     """
     asked, result = scratch / "request.json", scratch / "result.npz"
     asked.write_text(json.dumps({"folder": str(folder), **settings, "request": asdict(request)}))
+    run_module(engine, module, folder, asked, result)
+    with np.load(result) as found:
+        written = json.loads(str(found["written"]))
+        return Measured(found["logits"], found["steps"], found["greedy"].tolist(), found["losses"], **written)
+
+
+def run_module(engine: str, module: str, what: Path, request: Path, result: Path) -> None:
+    """`python -m <module> REQUEST RESULT` in a process of its own.
+
+    Raises:
+        ConvertError: it crashed, or wrote no result; with its last lines.
+    """
     result.unlink(missing_ok=True)
     done = subprocess.run(
-        [sys.executable, "-m", module, str(asked), str(result)],
+        [sys.executable, "-m", module, str(request), str(result)],
         capture_output=True, text=True, errors="replace", check=False, cwd=Path(__file__).parents[2],
     )  # fmt: skip
     if done.returncode or not result.exists():
         end = "\n".join((done.stdout + done.stderr).strip().splitlines()[-12:])
-        raise ConvertError(f"{engine} failed on {folder} (status {done.returncode}):\n{end}")
-    with np.load(result) as found:
-        written = json.loads(str(found["written"]))
-        return Measured(found["logits"], found["steps"], found["greedy"].tolist(), found["losses"], **written)
+        raise ConvertError(f"{engine} failed on {what} (status {done.returncode}):\n{end}")
 
 
 def answer(

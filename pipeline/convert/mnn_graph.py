@@ -50,7 +50,7 @@ def write_mnn(graph: gs.Graph, layers: dict[str, MnnLayer], target: Path, scratc
     options = ("--allowCustomOp", "--transformerFuse", "--transformerFuseC4=0")
     convert("ONNX", scratch / "lowered.onnx", first, *options)
     document = read_json(first, scratch / "converted.json")
-    editor = _Editor(document)
+    editor = Editor(document)
     for op in document["oplists"]:
         match op["type"]:
             case "Extra":
@@ -62,7 +62,7 @@ def write_mnn(graph: gs.Graph, layers: dict[str, MnnLayer], target: Path, scratc
                 _exact_norm(op["main"], np.asarray(norm.gamma.values), norm.epsilon)
                 editor.ops.append(op)
             case _:
-                _exact_constant(op, floats)
+                exact_constant(op, floats)
                 editor.ops.append(op)
     if gammas:
         raise ConvertError(f"the converter did not fuse the norm '{next(iter(gammas))}'.")
@@ -71,7 +71,7 @@ def write_mnn(graph: gs.Graph, layers: dict[str, MnnLayer], target: Path, scratc
     write_json(document, edited, scratch / "edited.json")
     # fused RoPE needs the packed layout that this pass arranges
     convert("MNN", edited, target, "--optimizeLevel=1", "--transformerFuseC4=1")
-    _name_by_content(target, read_json(target, scratch / "named.json")["mnn_uuid"])
+    name_by_content(target, read_json(target, scratch / "named.json")["mnn_uuid"])
     check_graph(graph, target, scratch)
 
 
@@ -99,7 +99,7 @@ def check_graph(graph: gs.Graph, mnn_file: Path, scratch: Path) -> None:
             raise ConvertError(f"{mnn_file.name}: the constant '{name}' is not there bit for bit.")
 
 
-def _name_by_content(mnn_file: Path, drawn: str) -> None:
+def name_by_content(mnn_file: Path, drawn: str) -> None:
     """Replace the random identifier that the converter draws by one made of the content: same input, same bytes."""
     content = mnn_file.read_bytes()
     if content.count(drawn.encode()) != 1:
@@ -109,7 +109,7 @@ def _name_by_content(mnn_file: Path, drawn: str) -> None:
     mnn_file.write_bytes(content.replace(drawn.encode(), named.encode()))
 
 
-class _Editor:
+class Editor:
     """Builds the new list of operators, naming the tensors it adds."""
 
     def __init__(self, document: dict[str, Any]) -> None:
@@ -123,7 +123,7 @@ class _Editor:
         if node is None or node.op != kind:
             raise ConvertError(f"the converter does not know the operator {kind} of '{op['name']}'.")
         if kind == "Linear":
-            self._linear(node.name, op, layers[node.name])
+            self.linear(node.name, op, layers[node.name], [1, -1, layers[node.name].layer.n])
         elif kind in ROPES:
             (heads, dim), kv_heads = node.attrs["q_shape"][2:], node.attrs["k_shape"][2]
             main = {"rope_cut_head_dim": dim, "num_head": heads, "kv_num_head": kv_heads, "head_dim": dim}
@@ -135,12 +135,12 @@ class _Editor:
         else:
             raise ConvertError(f"MNN has no operator for {kind} ('{op['name']}').")
 
-    def _linear(self, name: str, op: dict[str, Any], layer: MnnLayer) -> None:
-        """The five operators around a 1x1 convolution that MNN's layout pass recognizes as a linear layer."""
+    def linear(self, name: str, op: dict[str, Any], layer: MnnLayer, shape: list[int]) -> None:
+        """The five operators around a 1x1 convolution that MNN's layout pass recognizes as a linear layer; `shape` is y's."""
         rows, packed, product, unpacked = (self._tensor(f"{name}.{part}") for part in ("rows", "packed", "conv", "out"))
         stored = layer.layer
         before = {"dims": [-1, stored.padded_k, 1, 1], "dimType": "NCHW"}
-        after = {"dims": [1, -1, stored.n], "dimType": "NCHW"}
+        after = {"dims": shape, "dimType": "NCHW"}
         pack, unpack = ({"source": a, "dest": b} for a, b in (("NCHW", "NC4HW4"), ("NC4HW4", "NCHW")))
         self._add(f"{name}.rows", "Reshape", op["inputIndexes"], [rows], "Reshape", before)
         self._add(f"{name}.pack", "ConvertTensor", [rows], [packed], "TensorConvertInfo", pack)
@@ -173,7 +173,7 @@ def _exact_norm(main: dict[str, Any], gamma: np.ndarray, epsilon: float) -> None
     main["epsilon"] = float(np.float32(epsilon))
 
 
-def _exact_constant(op: dict[str, Any], floats: dict[str, np.ndarray]) -> None:
+def exact_constant(op: dict[str, Any], floats: dict[str, np.ndarray]) -> None:
     """Put the exact values of a float constant back into its JSON form."""
     main = op.get("main") or {}
     if op["type"] != "Const" or main.get("dataType", "DT_FLOAT") != "DT_FLOAT" or "float32s" not in main:

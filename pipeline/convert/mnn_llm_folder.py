@@ -25,9 +25,10 @@ from pipeline.convert.mnn_embedding import Embedding, embedding_table, find_embe
 from pipeline.convert.mnn_graph import write_mnn
 from pipeline.convert.mnn_tokenizer import tokenizer_bytes
 from pipeline.convert.mnn_weights import lay_out
-from pipeline.convert.target import Proof, Target, check_lowered
+from pipeline.convert.target import PROBE, Proof, Target, check_lowered
 from pipeline.errors import ConvertError
 from pipeline.onnx_weights import read_layers
+from pipeline.pieces import Feeds
 from pipeline.special_tokens import chat_template
 
 MODEL, WEIGHTS = "llm.mnn", "llm.mnn.weight"
@@ -51,7 +52,8 @@ class MnnLlm(Target):
             lowering.apply(graph)
         tokenizer_bytes(self.checkpoint)
 
-    def lower(self, graph: gs.Graph, model_file: Path, probe: np.ndarray) -> float:
+    def lower(self, graph: gs.Graph, model_file: Path, samples: list[Feeds]) -> float:
+        probe = samples[0]["input_ids"][0, :PROBE]
         self.graph, self.embedding = graph, find_embedding(graph, read_layers(model_file), self.options.scale_dtype)
         for lowering in (LowerNorm(), LowerAttention(), LowerInterface()):
             lowering.apply(graph)
@@ -85,12 +87,12 @@ class MnnLlm(Target):
     def prove(model_file: Path, folder: Path, scratch: Path) -> Proof:
         return mnn_proof.prove_llm(model_file, folder, folder / MODEL, scratch)
 
-    def compare(self, model_file: Path, folder: Path, windows: np.ndarray, scratch: Path) -> dict[str, Any]:
+    def compare(self, model_file: Path, folder: Path, samples: list[Feeds], scratch: Path) -> dict[str, Any]:
         def run(memory: str) -> Callable[[Request], Measured]:
             return lambda request: measure("MNN", "pipeline.convert.mnn_llm", folder, request, scratch, memory=memory)
 
         modes = {"memory_high": run("high"), "memory_low": run("low")}
-        return compare_runtimes("MNN", modes, model_file, windows, self.checkpoint)
+        return compare_runtimes("MNN", modes, model_file, samples, self.checkpoint)
 
 
 def _check_windows(checkpoint: Checkpoint) -> None:

@@ -33,26 +33,45 @@ def prove_llm(model_file: Path, folder: Path, mnn_file: Path, scratch: Path) -> 
         ConvertError: a layer is missing, or a code, scale, offset or bias differs; names the first.
     """
     stored = read_layers(model_file)
-    weight_file = mnn_file.with_name(f"{mnn_file.name}.weight")
     layers = {name: layer for name, layer in stored.items() if not layer.is_embedding}
-    document = read_json(mnn_file, scratch / "proof.json")
-    convolutions = {op["name"]: op["main"] for op in document["oplists"] if op["type"] == "Convolution"}
-    if set(convolutions) != set(layers):
-        odd = sorted(set(convolutions) ^ set(layers))
-        raise ConvertError(f"{mnn_file.name} and {model_file.name} do not have the same layers: {', '.join(odd[:3])}.")
-    biases = _biases(model_file)
-    end = 0
-    for name, layer in layers.items():
-        end = max(end, _prove_layer(layer, convolutions[name], biases.get(name), weight_file))
-    size = weight_file.stat().st_size
-    if end != size:
-        raise ConvertError(f"{weight_file.name} has {size} bytes, its layers end at {end}.")
+    odd = sorted(set(_prove_layers(layers, _biases(model_file), mnn_file, scratch)) - set(layers))
+    if odd:
+        raise ConvertError(f"{mnn_file.name} has layers that {model_file.name} has not: {', '.join(odd[:3])}.")
     embeddings = [layer for layer in stored.values() if layer.is_embedding]
     for layer in embeddings:
         _prove_embedding(layer, folder)
     if not embeddings:
         _prove_float_embedding(model_file, folder)
     return Proof(len(stored), sum(layer.n * layer.k for layer in stored.values()))
+
+
+def prove_plain(model_file: Path, mnn_file: Path, scratch: Path) -> Proof:
+    """Compare every quantized MatMul of `model_file` with the convolution of its name; there may be others, in float.
+
+    Raises:
+        ConvertError: a layer is missing, or a code, scale or offset differs; names the first.
+    """
+    layers = read_layers(model_file)
+    _prove_layers(layers, {}, mnn_file, scratch)
+    return Proof(len(layers), sum(layer.n * layer.k for layer in layers.values()))
+
+
+def _prove_layers(
+    layers: dict[str, StoredLayer], biases: dict[str, np.ndarray], mnn_file: Path, scratch: Path
+) -> dict[str, Any]:
+    """Compare all layers with the file's convolutions; returns those."""
+    weight_file = mnn_file.with_name(f"{mnn_file.name}.weight")
+    document = read_json(mnn_file, scratch / "proof.json")
+    convolutions = {op["name"]: op["main"] for op in document["oplists"] if op["type"] == "Convolution"}
+    if missing := sorted(set(layers) - set(convolutions)):
+        raise ConvertError(f"{mnn_file.name} lacks {', '.join(missing[:3])}.")
+    end = 0
+    for name, layer in layers.items():
+        end = max(end, _prove_layer(layer, convolutions[name], biases.get(name), weight_file))
+    size = weight_file.stat().st_size
+    if end != size:
+        raise ConvertError(f"{weight_file.name} has {size} bytes, its layers end at {end}.")
+    return convolutions
 
 
 def _prove_layer(layer: StoredLayer, main: dict[str, Any], bias: np.ndarray | None, weight_file: Path) -> int:

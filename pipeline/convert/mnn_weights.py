@@ -143,10 +143,10 @@ def pack_msb(codes, bits):  # type: ignore[no-untyped-def]
     return packed
 
 
-def lay_out(layers: list[tuple[StoredLayer, np.ndarray | None]], scale_dtype: ScaleDtype) -> list[MnnLayer]:
-    """The places of layers (with their biases) in one weight file, in the order given."""
+def lay_out(layers: list[tuple[StoredLayer, np.ndarray | None]], scale_dtype: ScaleDtype, start: int = 0) -> list[MnnLayer]:
+    """The places of layers (with their biases) in one weight file, in the order given, from byte `start` on."""
     placed: list[MnnLayer] = []
     for layer, bias in layers:
-        offset = placed[-1].end if placed else 0
+        offset = placed[-1].end if placed else start
         placed.append(MnnLayer(layer, bias, scale_dtype, offset))
     return placed

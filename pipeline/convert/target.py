@@ -15,10 +15,14 @@ from onnx import TensorProto
 
 from pipeline.checkpoint import Checkpoint
 from pipeline.errors import ConvertError
+from pipeline.pieces import Feeds
 from pipeline.recipe import Convert
+from pipeline.scores import relative_error
 from pipeline.segments import Segments
 from pipeline.sessions import decoder_feeds, load_model, set_accuracy_level
 
+PROBE = 64
+"""Tokens that a lowered graph is compared with the quantized one on."""
 LOWERING_TOLERANCE = 1e-5
 """Largest relative difference of logits between the quantized graph and the lowered one, both float32."""
 
@@ -39,12 +43,14 @@ class Target(ABC):
         sources: modules that run in the engine's own process, for the key of what they measure.
         packages: the engine.
         exact: the figures of float arithmetic among those of `compare`.
+        decoders_only: whether it takes models that generate text, and no others.
     """
 
     folder: ClassVar[str]
     sources: ClassVar[tuple[str, ...]]
     packages: ClassVar[tuple[str, ...]]
     exact: ClassVar[str]
+    decoders_only: ClassVar[bool] = True
 
     def __init__(self, options: Convert, checkpoint: Checkpoint) -> None:
         self.options = options
@@ -59,14 +65,11 @@ class Target(ABC):
         """
 
     @abstractmethod
-    def lower(self, graph: gs.Graph, model_file: Path, probe: np.ndarray) -> float:
-        """Rewrite `graph` in place for the engine and run it beside `model_file` in onnxruntime.
-
-        Args:
-            probe: token ids int64 [tokens] to compare the two on.
+    def lower(self, graph: gs.Graph, model_file: Path, samples: list[Feeds]) -> float | None:
+        """Rewrite `graph` in place for the engine and run it beside `model_file` in onnxruntime on the first sample.
 
         Returns:
-            The relative difference of their logits.
+            The relative difference of their logits; None where onnxruntime cannot run the lowered graph.
 
         Raises:
             PassError: the graph is not one that can be lowered.
@@ -95,8 +98,8 @@ class Target(ABC):
         return None
 
     @abstractmethod
-    def compare(self, model_file: Path, folder: Path, windows: np.ndarray, scratch: Path) -> dict[str, Any]:
-        """Run `folder` in its engine and `model_file` in onnxruntime on token ids int64 [windows, tokens].
+    def compare(self, model_file: Path, folder: Path, samples: list[Feeds], scratch: Path) -> dict[str, Any]:
+        """Run `folder` in its engine and `model_file` in onnxruntime on `samples`, for decoders `input_ids` alone.
 
         Returns:
             Figures for the manifest.
@@ -106,7 +109,7 @@ class Target(ABC):
         """
 
 
-def check_lowered(graph: gs.Graph, model_file: Path, ids: np.ndarray, feeds: dict[str, np.ndarray]) -> float:
+def check_lowered(graph: gs.Graph, model_file: Path, ids: np.ndarray, feeds: Feeds) -> float:
     """Relative difference of the logits of a lowered graph, given `feeds`, and of `model_file`, given token ids int64 [tokens].
 
     Weights that the lowered graph kept lie where those of their name do in `model_file`.
@@ -131,11 +134,6 @@ def check_lowered(graph: gs.Graph, model_file: Path, ids: np.ndarray, feeds: dic
     return error
 
 
-def _logits(graph: gs.Graph, folder: Path, feeds: dict[str, np.ndarray]) -> np.ndarray:
+def _logits(graph: gs.Graph, folder: Path, feeds: Feeds) -> np.ndarray:
     """Logits of one run, block by block."""
     return next(Segments(graph, folder, "logits").run([feeds], lambda done: None))
-
-
-def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
-    """|found - expected| / |expected| in the Euclidean norm over all elements."""
-    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))

@@ -18,7 +18,7 @@ from passes.narrow_embedding import NarrowEmbedding
 from passes.quantize_embedding import QuantizeEmbedding
 from passes.quantize_matmul import QuantizeMatmul
 from passes.remove_identities import RemoveIdentities
-from pipeline.convert.target import relative_error
+from pipeline.scores import relative_error
 from tests.conftest import Exported
 from tests.graphs import graph, ops, random, run
 from tests.tiny import LLAMA3

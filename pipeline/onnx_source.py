@@ -1,0 +1,102 @@
+"""An ONNX file of one's own in place of a checkpoint: no export, no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnx import TensorProto
+
+from passes._weights import ArrayWeight, Weight
+from pipeline.checkpoint import Checkpoint, CheckpointWeight
+from pipeline.errors import CheckpointError
+
+OPSET = 18
+"""The oldest operator set that three-bit layers can be written in; older graphs are lifted to it."""
+SMALL_BYTES = 1024
+"""Constants of fewer bytes stay where they are, in the graph."""
+
+
+class InlineWeight(ArrayWeight):
+    """A weight that an ONNX file holds inside itself; those files have 2 GB at most."""
+
+    def __init__(self, array: np.ndarray, file: Path) -> None:
+        super().__init__(array)
+        self.file = file
+
+
+@dataclass(frozen=True)
+class OnnxModel(Checkpoint):
+    """An ONNX file, its external weights left where they are.
+
+    Attributes:
+        folder: where the file lies, and perhaps a tokenizer beside it.
+        file: the graph.
+    """
+
+    file: Path = Path()
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        return {"model_type": "onnx"}
+
+    @cached_property
+    def weights(self) -> dict[str, Any]:
+        constants = self.graph().tensors().values()
+        return {t.name: t._values for t in constants if isinstance(t, gs.Constant) and isinstance(t._values, Weight)}
+
+    def graph(self) -> gs.Graph:
+        """The graph with lazy weights, freshly read.
+
+        Raises:
+            CheckpointError: it is no ONNX file, lacks its data, or cannot be lifted to opset 18.
+        """
+        model = self._load()
+        tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+        graph = gs.import_onnx(model)
+        graph.name = "model"
+        for tensor in graph.tensors().values():
+            if isinstance(tensor, gs.Constant) and tensor.name in tensors:
+                weight = self._weight(tensors[tensor.name])
+                if weight is not None:
+                    tensor.values = weight
+        return graph
+
+    def _load(self) -> onnx.ModelProto:
+        try:
+            model = onnx.load(str(self.file), load_external_data=False)
+            onnx.checker.check_model(str(self.file))
+        except Exception as error:  # protobuf's and the checker's have no common ancestor
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise CheckpointError(f"{self.file}: not a valid ONNX model: {reason[0][:300]}") from error
+        version = next((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), OPSET)
+        if version >= OPSET:
+            return model
+        try:
+            return onnx.version_converter.convert_version(model, OPSET)
+        except Exception as error:  # of any kind, by operator
+            raise CheckpointError(
+                f"{self.file}: has opset {version}, and onnx cannot lift it to {OPSET} ({str(error)[:200]}). Export it anew "
+                f"with opset {OPSET}."
+            ) from error
+
+    def _weight(self, tensor: TensorProto) -> Weight | None:
+        if tensor.data_location != TensorProto.EXTERNAL:
+            if tensor.ByteSize() < SMALL_BYTES:
+                return None
+            return InlineWeight(onnx.numpy_helper.to_array(tensor), self.file)
+        place = {entry.key: entry.value for entry in tensor.external_data}
+        file = (self.folder / place["location"]).resolve()
+        return CheckpointWeight(tensor.name, file, int(place.get("offset", 0)), tuple(tensor.dims), tensor.data_type)
+
+
+def open_onnx(file: Path, source: str) -> OnnxModel:
+    """An ONNX file that exists."""
+    if not file.is_file():
+        raise CheckpointError(f"{file}: no such ONNX file.")
+    return OnnxModel(file.resolve().parent, source, None, file.resolve())
