@@ -25,8 +25,8 @@ from pipeline.onnx_source import OnnxModel
 from pipeline.transformers_config import transformers_config, translated
 
 DECODERS = ("gemma", "gemma2", "gemma3_text", "granite", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3")
-ENCODERS = ("bert", "distilbert", "roberta", "vit", "xlm-roberta")
-SUPPORTED = dict.fromkeys(DECODERS, "decoder") | dict.fromkeys(ENCODERS, "encoder")
+ENCODERS, VISION = ("bert", "distilbert", "roberta", "xlm-roberta"), ("vit",)
+SUPPORTED = dict.fromkeys(DECODERS, "decoder") | dict.fromkeys(ENCODERS, "encoder") | dict.fromkeys(VISION, "vision encoder")
 """`model_type` of config.json -> kind. Others may export, but nobody has proven their numbers."""
 
 MODELS = {
@@ -35,8 +35,11 @@ MODELS = {
 }  # fmt: skip
 """transformers' class for each task."""
 Task = Literal["text-generation-with-past", "feature-extraction", "image-classification", "text-classification"]
-TASKS = {"decoder": ("text-generation-with-past",), "encoder": ("feature-extraction", "text-classification")}
-"""What each kind can do; models of images classify images instead of texts."""
+TASKS = {
+    "decoder": ("text-generation-with-past",), "encoder": ("feature-extraction", "text-classification"),
+    "vision encoder": ("feature-extraction", "image-classification"),
+}  # fmt: skip
+"""What each kind can do."""
 RUNTIME_INPUTS = re.compile(r"(input_ids|attention_mask|token_type_ids|position_ids|pixel_values|past_key_values\..*)$")
 """What a model is fed; every other input of an exported graph is a weight."""
 
@@ -75,7 +78,8 @@ def export_graph(checkpoint: Checkpoint, options: Export, path: Path) -> None:
         logging.disable(logging.WARNING)
         try:
             config = transformers_config(checkpoint)
-            with empty_parameters():
+            # convolutions of the meta device cannot be traced; models of images are small
+            with contextlib.nullcontext() if config.model_type in VISION else empty_parameters():
                 model = getattr(transformers, MODELS[options.task]).from_config(config, dtype=torch.float32).eval()
             build = TasksManager.get_exporter_config_constructor(
                 "onnx", model=model, task=options.task, library_name="transformers"
@@ -98,7 +102,7 @@ def check_config(checkpoint: Checkpoint, options: Export) -> None:
     kind = config.get("model_type")
     if kind not in SUPPORTED:
         raise ExportError(f"{where}: model_type '{kind}' is not supported. Supported: {', '.join(sorted(SUPPORTED))}.")
-    fitting = ("feature-extraction", "image-classification") if kind == "vit" else TASKS[SUPPORTED[kind]]
+    fitting = TASKS[SUPPORTED[kind]]
     if options.task not in fitting:
         raise ExportError(f"{where}: '{kind}' is a {SUPPORTED[kind]}; set export: {{task: {' or '.join(fitting)}}}.")
     scaling = translated(config, where).get("rope_scaling") or {}

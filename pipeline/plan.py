@@ -18,7 +18,7 @@ from passes._quantized import Part, QuantizedWeight
 from passes._weights import Weight, widened
 from pipeline.checkpoint import Checkpoint, CheckpointWeight
 from pipeline.convert.mnn_weights import MnnLayer
-from pipeline.export import check_config
+from pipeline.export import check_config, is_decoder
 from pipeline.hub import resolve
 from pipeline.onnx_source import OnnxModel
 from pipeline.onnx_weights import stored_as_entry
@@ -52,6 +52,7 @@ class Plan:
         float_bytes: weights that stay as they are (norms, biases, a float embedding), in both models.
         source_bytes: what would be read.
         hidden_size: of the model.
+        checkpoint: what it starts from.
     """
 
     recipe: Recipe
@@ -59,6 +60,16 @@ class Plan:
     float_bytes: int
     source_bytes: int
     hidden_size: int
+    checkpoint: Checkpoint
+
+    @property
+    def steps_before(self) -> list[str]:
+        """Those that make the float graph."""
+        return [] if isinstance(self.checkpoint, OnnxModel) else ["export"]
+
+    @property
+    def steps_to_validate(self) -> list[str]:
+        return ["reference", "validate"] if is_decoder(self.checkpoint, self.recipe.export) else ["validate"]
 
     @property
     def onnx_bytes(self) -> int:
@@ -174,7 +185,7 @@ def plan_of(recipe: Recipe, checkpoint: Checkpoint, graph: gs.Graph, build: Path
     }
     small = sum(w.nbytes for w in checkpoint.weights.values() if len(w.shape) < 2)
     source = sum(w.nbytes for w in checkpoint.weights.values())
-    return Plan(recipe, weights, sum(kept.values()) + small, source, int(checkpoint.config.get("hidden_size", 0)))
+    return Plan(recipe, weights, sum(kept.values()) + small, source, int(checkpoint.config.get("hidden_size", 0)), checkpoint)
 
 
 def unfolded_bytes(weight: QuantizedWeight) -> int:
@@ -243,11 +254,11 @@ def plan_tables(plan: Plan) -> list[Table]:
     totals.add_row("ONNX model", megabytes(plan.onnx_bytes))
     for target, count in plan.hand_off_bytes().items():
         totals.add_row(f"{target} folder", megabytes(count))
-    steps = ["export", *(step.name for step in recipe.passes)]
+    steps = [*plan.steps_before, *(step.name for step in recipe.passes)]
     steps += ["calibration text", "calibrate"] if recipe.calibrate else []
     steps += ["finetune"] if any(one.weight.training is not None for one in plan.weights) else []
     steps += ["write onnx"]
-    steps += ["reference", "validate"] if recipe.validate else []
+    steps += plan.steps_to_validate if recipe.validate else []
     steps += ["lower", "convert", "prove", "compare runtimes"] * len(recipe.convert)
     totals.add_row("disk needed", megabytes(plan.disk_bytes))
     totals.add_row("memory needed", f"about {megabytes(plan.memory_bytes)}")

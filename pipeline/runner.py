@@ -39,7 +39,7 @@ from pipeline.recipe import Convert, Recipe, Step, Validate
 from pipeline.report import megabytes, show_result
 from pipeline.samples import decoder_samples, samples_digest, samples_for
 from pipeline.steps import Record, Steps
-from pipeline.store import Entry, Store, digest, source_digest, versions, writing
+from pipeline.store import Entry, Store, digest, sha256, source_digest, versions, writing
 from pipeline.validate_outputs import compare_outputs
 from pipeline.weights import SourceDigests, entry_of, stream_weights
 
@@ -58,6 +58,7 @@ class Run:
     store: Store
     steps: Steps
     sources: SourceDigests
+    graph_file: Path = Path()
     entries: dict[QuantizedWeight, Entry] = field(default_factory=dict)
     quality: dict[str, Any] = field(default_factory=dict)
     hand_offs: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -99,7 +100,7 @@ def run_recipe(recipe: Recipe, build: Path, model: Path | None, console: Console
         run = Run(recipe, resolve(recipe, model), store, Steps(console), SourceDigests(store))
         console.print(f"{recipe.name}: {export.describe(run.checkpoint)}")
         with writing(build):
-            graph_file = _export(run)
+            run.graph_file = graph_file = _export(run)
             samples = _rehearse(run, graph_file)
             graph = export.load_graph(graph_file, run.checkpoint)
             for step in recipe.passes:
@@ -362,8 +363,8 @@ def _compare(
         record.notes.append(f"runtimes not compared: {reason}")
         return {"skipped": reason}
     record.key = digest(
-        run.steps.records[-2].key, [samples_digest(samples), *(source_digest(one) for one in target.sources)],
-        versions((*target.packages, *RUNTIME_LIBRARIES)), run.made(),
+        run.steps.records[-2].key, run.model_digest(), sha256(run.graph_file), samples_digest(samples),
+        [source_digest(one) for one in target.sources], versions((*target.packages, *RUNTIME_LIBRARIES)), run.made(),
     )  # fmt: skip
     return _recall(run, record, lambda: target.compare(model_file, folder, samples, scratch))
 

@@ -30,7 +30,8 @@ def weightless_export() -> Iterator[None]:
 def _export(original: Any) -> Any:
     def export(model: Any, args: Any, **options: Any) -> Any:
         # inputs must live where the model does, and a meta tensor has no value to store or fold
-        args = tree_map(lambda t: t.to("meta") if isinstance(t, torch.Tensor) else t, args)
+        device = next(model.parameters()).device
+        args = tree_map(lambda t: t.to(device) if isinstance(t, torch.Tensor) else t, args)
         options |= {"export_params": False, "do_constant_folding": False, "dynamo": False}
         return original(model, args, **options)
 

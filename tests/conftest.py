@@ -18,7 +18,7 @@ from pipeline import runner
 from pipeline.checkpoint import Checkpoint, open_checkpoint
 from pipeline.export import Export, export_graph, load_graph
 from pipeline.recipe import load_recipe
-from tests.tiny import make_checkpoint, recipe_text, write_sparse_flagship
+from tests.tiny import make_checkpoint, recipe_text, task_of, write_sparse_flagship
 
 settings.register_profile("steady", deadline=None, derandomize=True)
 settings.load_profile("steady")
@@ -52,8 +52,7 @@ def exported(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
         checkpoint = open_checkpoint(folder, str(folder))
         if folder not in files:
             files[folder] = tmp_path_factory.mktemp("export") / "model.onnx"
-            task = "feature-extraction" if kind == "bert" else "text-generation-with-past"
-            export_graph(checkpoint, Export(task=task), files[folder])
+            export_graph(checkpoint, Export.model_validate({"task": options.get("task") or task_of(kind)}), files[folder])
         return checkpoint, load_graph(files[folder], checkpoint)
 
     return load

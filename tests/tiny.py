@@ -43,11 +43,26 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "olmo2": ("Olmo2", {"pad_token_id": 0}),
     "granite": ("Granite", {"embedding_multiplier": 3.0, "residual_multiplier": 0.5, "logits_scaling": 2.0}),
     "bert": ("Bert", {}),
+    "roberta": ("Roberta", {"pad_token_id": 1}),
+    "xlm-roberta": ("XLMRoberta", {"pad_token_id": 1}),
+    "distilbert": ("DistilBert", {"dim": 64, "hidden_dim": 128, "n_layers": 2, "n_heads": 4}),
+    "vit": ("ViT", {"image_size": 32, "patch_size": 8}),
 }
+ENCODERS = ("bert", "roberta", "xlm-roberta", "distilbert", "vit")
 """What transformers calls a kind, and what its configuration needs beside SHAPE."""
+TASKS = {"text-generation-with-past": "ForCausalLM", "feature-extraction": "Model"}
+TASKS |= {"text-classification": "ForSequenceClassification", "image-classification": "ForImageClassification"}
+"""optimum's tasks, and how transformers' classes for them end."""
 
 
-def make_checkpoint(folder: Path, kind: str = "qwen2", dtype: str = "bfloat16", shards: bool = False, **config: Any) -> Path:
+def task_of(kind: str) -> str:
+    """What a kind is made for unless a test says otherwise."""
+    return "feature-extraction" if kind in ENCODERS else "text-generation-with-past"
+
+
+def make_checkpoint(
+    folder: Path, kind: str = "qwen2", dtype: str = "bfloat16", shards: bool = False, task: str | None = None, **config: Any
+) -> Path:
     """Write a random checkpoint of a kind of KINDS with a byte-level tokenizer to `folder`."""
     import torch
     import transformers
@@ -55,9 +70,9 @@ def make_checkpoint(folder: Path, kind: str = "qwen2", dtype: str = "bfloat16", 
 
     torch.manual_seed(0)
     name, extra = KINDS[kind]
-    shape = {k: v for k, v in SHAPE.items() if kind != "bert" or k not in ("num_key_value_heads",)}
+    shape = {k: v for k, v in SHAPE.items() if kind not in ENCODERS or k != "num_key_value_heads"}
     make_config = getattr(transformers, f"{name}Config")
-    make_model = getattr(transformers, f"{name.removesuffix('Text')}{'Model' if kind == 'bert' else 'ForCausalLM'}")
+    make_model = getattr(transformers, f"{name.removesuffix('Text')}{TASKS[task or task_of(kind)]}")
     model = make_model(make_config(**{**shape, **extra, **config}))
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -12,7 +12,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
-from passes._weights import Weight
+from passes._weights import weight_of
 from passes.base import PassError
 from passes.lower_matmul import LowerMatmul
 from pipeline.convert import mnn_proof
@@ -92,13 +92,16 @@ class Mnn(Target):
 
 def _whole(graph: gs.Graph) -> onnx.ModelProto:
     """The lowered graph as a model with every float weight inside, those in half precision widened."""
-    whole = graph.copy()
-    whole.functions.clear()
-    for tensor in whole.tensors().values():
-        if isinstance(tensor, gs.Constant) and isinstance(tensor._values, Weight):
-            values = tensor._values.load()
-            tensor.values = values.astype(np.float32) if _only_widened(tensor) else values
-    return gs.export_onnx(whole)
+    bare = graph.copy()
+    bare.functions.clear()
+    model = gs.export_onnx(bare)
+    tensors = graph.tensors()
+    for proto in model.graph.initializer:
+        if proto.data_location == TensorProto.EXTERNAL:
+            values = weight_of(tensors[proto.name]).load()
+            wide = values.astype(np.float32) if _only_widened(tensors[proto.name]) else values
+            proto.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(wide), proto.name))
+    return model
 
 
 def _only_widened(constant: gs.Constant) -> bool:

@@ -13,8 +13,9 @@ from passes.base import PassError
 from passes.narrow_embedding import NarrowEmbedding
 from passes.quantize_matmul import QuantizeMatmul
 from passes.remove_identities import RemoveIdentities
-from pipeline.convert import mnn_folder
+from pipeline.convert.mnn_llm_folder import MnnLlm
 from pipeline.errors import ConvertError
+from pipeline.recipe import Convert
 from tests.conftest import Exported
 from tests.tiny import LLAMA3
 
@@ -45,7 +46,7 @@ def refusal(exported: Exported, kind: str, options: dict[str, Any]) -> str:
     for one in (RemoveIdentities(), NarrowEmbedding(), QuantizeMatmul(bits=4, block_size=32)):
         one.apply(graph)
     try:
-        mnn_folder.rehearse(graph, checkpoint)
+        MnnLlm(Convert(), checkpoint).rehearse(graph)
     except (PassError, ConvertError) as error:
         return str(error).replace(f"{checkpoint.folder / 'config.json'}: ", "")
     return ""

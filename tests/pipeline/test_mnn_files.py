@@ -12,8 +12,8 @@ import numpy as np
 import onnx
 import pytest
 
-from pipeline.convert import proof
-from pipeline.convert.mnn_converter import convert
+from pipeline.convert.mnn_converter import convert, read_json
+from pipeline.convert.mnn_llm_folder import MnnLlm
 from pipeline.convert.mnn_weights import MnnLayer, lay_out, pack_msb
 from pipeline.errors import ConvertError, PipelineError
 from pipeline.onnx_weights import Region, StoredLayer, read_layers
@@ -85,7 +85,7 @@ def flip(path: Path, at: int, bit: int = 0) -> None:
 
 def places(folder: Path, scratch: Path) -> dict[str, list[int]]:
     """`external` of every layer of the finished MNN file."""
-    document = proof.read_json(folder / "mnn" / "llm.mnn", scratch / "places.json")
+    document = read_json(folder / "mnn" / "llm.mnn", scratch / "places.json")
     return {op["name"]: op["main"]["external"] for op in document["oplists"] if op["type"] == "Convolution"}
 
 
@@ -113,14 +113,14 @@ def test_one_flipped_bit_is_found_and_named(finished: Path, tmp_path: Path, part
     }[part]
     flip(finished / "mnn" / "llm.mnn.weight", at, bit)
     with pytest.raises(ConvertError, match=message):
-        proof.prove(finished / "onnx" / "model.onnx", finished / "mnn", tmp_path)
+        MnnLlm.prove(finished / "onnx" / "model.onnx", finished / "mnn", tmp_path)
 
 
 def test_a_flipped_bit_in_the_onnx_file_is_found(finished: Path, tmp_path: Path) -> None:
     layer = read_layers(finished / "onnx" / "model.onnx")["model.layers.0.mlp.gate_proj"]
     flip(layer.codes.file, layer.codes.offset + 5)
     with pytest.raises(ConvertError, match=r"model.layers.0.mlp.gate_proj: the code of weight \[0, "):
-        proof.prove(finished / "onnx" / "model.onnx", finished / "mnn", tmp_path)
+        MnnLlm.prove(finished / "onnx" / "model.onnx", finished / "mnn", tmp_path)
 
 
 def test_float_zero_points_are_proven_too(results: Callable[..., Path], tmp_path: Path) -> None:
@@ -131,37 +131,37 @@ def test_float_zero_points_are_proven_too(results: Callable[..., Path], tmp_path
     assert layer.offsets is not None
     flip(layer.offsets.file, layer.offsets.offset)
     with pytest.raises(ConvertError, match=f"{name}: the offset of row 0, block 0 is"):
-        proof.prove(file, folder / "mnn", tmp_path)
+        MnnLlm.prove(file, folder / "mnn", tmp_path)
     flip(layer.offsets.file, layer.offsets.offset)
     model = onnx.load(file, load_external_data=False)
     middle = next(t for t in model.graph.initializer if t.name == f"{name}.middle")
     middle.CopyFrom(onnx.numpy_helper.from_array(np.array(3, np.float32), middle.name))
     onnx.save(model, file)
     with pytest.raises(ConvertError, match=f"{name}: one file has zero points, the other has none"):
-        proof.prove(file, folder / "mnn", tmp_path)
+        MnnLlm.prove(file, folder / "mnn", tmp_path)
 
 
 def test_a_changed_embedding_is_found(finished: Path, tmp_path: Path) -> None:
     flip(finished / "mnn" / "embeddings_bf16.bin", 1000)
     with pytest.raises(ConvertError, match="the embedding differs from 'model.embed_tokens.weight' in rows 0 to 320"):
-        proof.prove(finished / "onnx" / "model.onnx", finished / "mnn", tmp_path)
+        MnnLlm.prove(finished / "onnx" / "model.onnx", finished / "mnn", tmp_path)
 
 
 def test_a_weight_file_cut_short_is_found(finished: Path, tmp_path: Path) -> None:
     path = finished / "mnn" / "llm.mnn.weight"
     path.write_bytes(path.read_bytes() + b"more")
     with pytest.raises(ConvertError, match="its layers end at"):
-        proof.prove(finished / "onnx" / "model.onnx", finished / "mnn", tmp_path)
+        MnnLlm.prove(finished / "onnx" / "model.onnx", finished / "mnn", tmp_path)
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(PipelineError):
-        proof.prove(finished / "onnx" / "model.onnx", finished / "mnn", tmp_path)
+        MnnLlm.prove(finished / "onnx" / "model.onnx", finished / "mnn", tmp_path)
 
 
 def test_a_quantized_embedding_is_proven_too(finished_embedding: Path, tmp_path: Path) -> None:
-    assert proof.prove(finished_embedding / "onnx" / "model.onnx", finished_embedding / "mnn", tmp_path).layers == 16
+    assert MnnLlm.prove(finished_embedding / "onnx" / "model.onnx", finished_embedding / "mnn", tmp_path).layers == 16
     config = json.loads((finished_embedding / "mnn" / "llm_config.json").read_text())["tie_embeddings"]
     for at, what in ((100, "the code of weight"), (config["alpha_offset"] + 2, "the scale of row 0")):
         flip(finished_embedding / "mnn" / "embeddings_int4.bin", at)
         with pytest.raises(ConvertError, match=f"model.embed_tokens: {what}"):
-            proof.prove(finished_embedding / "onnx" / "model.onnx", finished_embedding / "mnn", tmp_path)
+            MnnLlm.prove(finished_embedding / "onnx" / "model.onnx", finished_embedding / "mnn", tmp_path)
         flip(finished_embedding / "mnn" / "embeddings_int4.bin", at)

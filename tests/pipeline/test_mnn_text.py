@@ -55,18 +55,18 @@ def test_mnn_renders_as_transformers_does(results: Callable[..., Path], tmp_path
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     chats = json.loads(output.split("RESULT")[1].splitlines()[0])
     counted = len(CONVERSATIONS) - (family in REFUSES_SYSTEM)
-    assert compare_chats(chats, checkpoint) == {"conversations": counted, "equal": counted, "example": None}
+    assert compare_chats("MNN", chats, checkpoint) == {"conversations": counted, "equal": counted, "example": None}
 
 
 def test_the_first_conversation_that_differs_is_the_example(tmp_path: Path) -> None:
-    found = compare_chats(["one", "two", "three"], with_template(tmp_path / "source", CHATML))
+    found = compare_chats("MNN", ["one", "two", "three"], with_template(tmp_path / "source", CHATML))
     assert found is not None
     assert (found["conversations"], found["equal"]) == (3, 0)
     assert found["example"].startswith("MNN writes 'one', transformers '<|im_start|>user\\n  What is 2 + 2? <|im_end|>")
-    assert compare_chats(["", "", ""], with_template(tmp_path / "without", "")) is None
+    assert compare_chats("MNN", ["", "", ""], with_template(tmp_path / "without", "")) is None
 
 
 def test_a_template_that_tries_to_run_code_is_stopped(tmp_path: Path) -> None:
     """transformers' sandbox raises; the conversation does not count."""
     evil = with_template(tmp_path / "source", "{{ messages.__class__.__mro__[1].__subclasses__() }}")
-    assert compare_chats(["", "", ""], evil) == {"conversations": 0, "equal": 0, "example": None}
+    assert compare_chats("MNN", ["", "", ""], evil) == {"conversations": 0, "equal": 0, "example": None}

@@ -14,8 +14,9 @@ import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from pipeline.checkpoint import Checkpoint
-from pipeline.convert.mnn_tokenizer import chat_template, tokenizer_bytes
+from pipeline.convert.mnn_tokenizer import tokenizer_bytes
 from pipeline.errors import ConvertError
+from pipeline.special_tokens import chat_template
 from tests.conftest import PYDOCS
 
 QWEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

@@ -45,7 +45,7 @@ def write(folder: Path, text: str) -> Path:
 def test_shipped_recipes_load_and_explain_themselves(path: Path) -> None:
     recipe = load_recipe(path)
     assert recipe.name == path.stem
-    assert recipe.convert is not None
+    assert recipe.convert
     assert recipe.validate is not None
     quantized = [step for step in recipe.passes if step.name == "quantize_matmul"]
     assert quantized
