@@ -73,6 +73,13 @@ class TransposedWeight(Weight):
     def rows(self, start: int, stop: int) -> np.ndarray:
         return np.ascontiguousarray(self.source.load()[:, start:stop].T)
 
+    def chunks(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Read the source once: its rows are columns here."""
+        loaded = self.source.load()
+        step = rows_per_chunk(self.nbytes // max(self.shape[0], 1))
+        for start in range(0, self.shape[0], step):
+            yield start, np.ascontiguousarray(loaded[:, start : start + step].T)
+
 
 def rows_per_chunk(row_bytes: int) -> int:
     """How many rows of `row_bytes` bytes make one chunk; at least one."""
@@ -106,6 +113,17 @@ class CastWeight(Weight):
 
     def rows(self, start: int, stop: int) -> np.ndarray:
         return self.source.rows(start, stop).astype(self.numpy_dtype)
+
+
+class SlicedWeight(Weight):
+    """Some rows of a weight, `start:stop`."""
+
+    def __init__(self, source: Weight, start: int, stop: int) -> None:
+        super().__init__((stop - start, *source.shape[1:]), source.onnx_dtype)
+        self.source, self.start = source, start
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        return self.source.rows(self.start + start, self.start + stop)
 
 
 class StackedWeight(Weight):

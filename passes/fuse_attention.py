@@ -6,7 +6,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
-from passes._decoder import Attention, Norm, Rotary, find_attention, find_linears, find_rotary
+from passes._attention import Attention, Rotary, find_attention, find_rotaries
+from passes._decoder import Norm, find_linears
 from passes._ops import MICROSOFT
 from passes.base import Outcome, Pass
 from passes.fuse_norm import add_norm
@@ -23,24 +24,27 @@ class FuseAttention(Pass):
 
     max_length: int
     """Positions that the model can have."""
+    windows: tuple[int, ...] = ()
+    """How many tokens each layer attends to, -1 for all of them; empty where every layer attends to all."""
 
     def apply(self, graph: gs.Graph) -> Outcome:
-        rotary = find_rotary(graph)
-        layers = find_attention(graph, find_linears(graph), rotary)
-        tables = _tables(rotary, self.max_length)
+        rotaries = find_rotaries(graph)
+        layers = find_attention(graph, find_linears(graph), rotaries)
+        tables = {id(one): _tables(one, i, self.max_length) for i, one in enumerate(rotaries)}
         lengths = _lengths(graph)
         for layer in layers:
-            _rewrite(graph, layer, [*lengths, *tables])
+            window = self.windows[layer.layer] if self.windows else -1
+            _rewrite(graph, layer, window, [*lengths, *([] if layer.rotary is None else tables[id(layer.rotary)])])
         graph.inputs = [t for t in graph.inputs if t.name != "position_ids"]
         graph.cleanup().toposort()
         return Outcome(tuple(f"model.layers.{layer.layer}.self_attn" for layer in layers))
 
 
-def _tables(rotary: Rotary, length: int) -> list[gs.Constant]:
+def _tables(rotary: Rotary, number: int, length: int) -> list[gs.Constant]:
     """cos and sin, each float32 [length, rotated dimensions / 2], computed as float64."""
     angles = np.arange(length, dtype=np.float64)[:, None] * rotary.inv_freq.astype(np.float64)
     return [
-        gs.Constant(f"rotary.{name}", (function(angles) * rotary.scaling).astype(np.float32))
+        gs.Constant(f"rotary.{number}.{name}", (function(angles) * rotary.scaling).astype(np.float32))
         for name, function in (("cos", np.cos), ("sin", np.sin))
     ]
 
@@ -61,28 +65,31 @@ def _lengths(graph: gs.Graph) -> list[gs.Tensor]:
     return [add("Sub", "last", [tokens, one]), add("Cast", "total_int32", [total], to=TensorProto.INT32)]
 
 
-def _rewrite(graph: gs.Graph, layer: Attention, shared: list[gs.Tensor]) -> None:
+def _rewrite(graph: gs.Graph, layer: Attention, window: int, shared: list[gs.Tensor]) -> None:
     prefix = f"model.layers.{layer.layer}.self_attn"
     tensors = graph.tensors()
     past = [tensors[f"past_key_values.{layer.layer}.{part}"] for part in ("key", "value")]
     present = [tensors[f"present.{layer.layer}.{part}"] for part in ("key", "value")]
     for one in present:
         one.inputs.clear()
-    q = _normed(graph, layer.q.y, layer.q_norm, layer.heads)
-    k = _normed(graph, layer.k.y, layer.k_norm, layer.kv_heads)
+    q = _normed(graph, layer.q.y, layer.q_norm, layer.heads, layer.head_dim)
+    k = _normed(graph, layer.k.y, layer.k_norm, layer.kv_heads, layer.head_dim)
     y = gs.Variable(f"{prefix}.y", np.float32)
     attrs = {
-        "num_heads": layer.heads, "kv_num_heads": layer.kv_heads, "scale": layer.scale, "do_rotary": 1, "rotary_interleaved": 0,
+        "num_heads": layer.heads, "kv_num_heads": layer.kv_heads, "scale": layer.scale, "softcap": layer.softcap,
+        "do_rotary": int(layer.rotary is not None), "rotary_interleaved": 0, "local_window_size": window,
     }  # fmt: skip
     inputs = [q, k, layer.v.y, *past, *shared]
     graph.nodes.append(gs.Node("GroupQueryAttention", prefix, attrs, inputs, [y, *present], domain=MICROSOFT))
     layer.o.node.inputs[0] = y
 
 
-def _normed(graph: gs.Graph, x: gs.Tensor, norm: Norm | None, heads: int) -> gs.Tensor:
-    """x [batch, tokens, heads * head_dim], each head normed where the layer does so."""
+def _normed(graph: gs.Graph, x: gs.Tensor, norm: Norm | None, heads: int, head_dim: int) -> gs.Tensor:
+    """x [batch, tokens, heads * head_dim], each head or all of it normed where the layer does so."""
     if norm is None:
         return x
+    if norm.gamma.shape[0] != head_dim:
+        return norm.y
     name, size = norm.gamma.name.removesuffix(".weight"), norm.gamma.shape[0]
 
     def reshape(one: gs.Tensor, part: str, shape: list[int]) -> gs.Tensor:

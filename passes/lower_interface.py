@@ -6,7 +6,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from passes._decoder import find_linears, find_norms, need
-from passes._match import SAME_VALUE, behind, readers, replace
+from passes._match import SAME_VALUE, behind, constant_value, producer, readers, replace
 from passes._weights import weight_of
 from passes.base import Outcome, Pass
 
@@ -68,11 +68,16 @@ def _from_ids(node: gs.Node) -> bool:
 
 def _slice_last(graph: gs.Graph, index: gs.Tensor) -> None:
     """Cut the hidden states in front of the last norm, so that lm_head computes only what is asked for."""
-    heads = [one for one in find_linears(graph).values() if one.y in graph.outputs]
+    factor, logits = _unscaled_logits(graph)
+    heads = [one for one in find_linears(graph).values() if one.y is logits]
     need(len(heads) == 1, "the logits do not come from one quantized MatMul.")
     finals = [norm for norm in find_norms(graph) if norm.y is behind(heads[0].x)]
     need(len(finals) == 1, f"'{heads[0].node.name}' does not read an RMSNorm.")
     final = finals[0]
+    if factor != 1.0:
+        need(heads[0].bias is None, f"'{heads[0].node.name}' has a bias, and its logits are scaled.")
+        final.gamma.values = final.factors() * np.float32(factor)
+        _end_in(graph, logits)
     cut = gs.Variable("last_hidden", np.float32)
     bounds = [
         gs.Constant(f"last_hidden.{name}", np.array([value], np.int32))
@@ -83,6 +88,27 @@ def _slice_last(graph: gs.Graph, index: gs.Tensor) -> None:
         if id(node) in own:
             node.inputs = [cut if behind(one) is final.x else one for one in node.inputs]
     graph.nodes.append(gs.Node("Slice", "last_hidden", {}, [final.x, index, *bounds], [cut]))
+
+
+def _unscaled_logits(graph: gs.Graph) -> tuple[float, gs.Tensor]:
+    """What logits are multiplied by last, as Granite's are, and the tensor before that."""
+    output = next(t for t in graph.outputs if t.name == "logits")
+    node = producer(output)
+    if node is None or node.op not in ("Mul", "Div"):
+        return 1.0, output
+    scalar = constant_value(node.inputs[1])
+    if scalar is None or scalar.size != 1:
+        return 1.0, output
+    value = float(scalar.reshape(-1)[0])
+    return (value if node.op == "Mul" else 1 / value), behind(node.inputs[0])
+
+
+def _end_in(graph: gs.Graph, tensor: gs.Tensor) -> None:
+    """Let `tensor` be the output `logits`."""
+    (old,) = [t for t in graph.outputs if t.name == "logits"]
+    old.name, tensor.name = "logits.scaled", "logits"
+    tensor.dtype, tensor.shape = old.dtype, old.shape
+    graph.outputs = [tensor if t is old else t for t in graph.outputs]
 
 
 def _ancestors(tensor: gs.Tensor, depth: int = 8) -> set[int]:

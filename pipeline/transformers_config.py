@@ -21,6 +21,21 @@ def transformers_config(checkpoint: Checkpoint) -> Any:
     return CONFIG_MAPPING[config["model_type"]].from_dict(config)
 
 
+def sliding_windows(checkpoint: Checkpoint) -> tuple[int, ...]:
+    """How many tokens each layer attends to, -1 for all of them; empty where every layer attends to all."""
+    config = checkpoint.config
+    window, longest = config.get("sliding_window"), config.get("max_position_embeddings")
+    if window is None or (longest is not None and window >= longest):
+        return ()
+    if not config.get("use_sliding_window", config.get("model_type") not in ("qwen2", "qwen3")):
+        return ()
+    kinds = config.get("layer_types") or getattr(transformers_config(checkpoint), "layer_types", None)
+    if kinds is None:
+        return (int(window),) * int(config["num_hidden_layers"])
+    windows = tuple(int(window) if kind == "sliding_attention" else -1 for kind in kinds)
+    return () if set(windows) == {-1} else windows
+
+
 def translated(config: dict[str, Any], where: Path) -> dict[str, Any]:
     """Move `rope_parameters` (transformers 5) to `rope_theta` and `rope_scaling` (transformers 4, which ignores the former).
 

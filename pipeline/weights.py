@@ -18,7 +18,7 @@ import psutil
 
 from passes._channel_scales import ScaledWeight
 from passes._quantized import Chunk, Part, QuantizedWeight
-from passes._weights import ROW_CHUNK_BYTES, TransposedWeight, Weight
+from passes._weights import ROW_CHUNK_BYTES, SlicedWeight, TransposedWeight, Weight
 from pipeline.checkpoint import CheckpointWeight, stat_signature
 from pipeline.errors import PipelineError
 from pipeline.onnx_file import DataFile
@@ -40,6 +40,8 @@ class SourceDigests:
         """SHA-256 of the bytes of a weight, with its shape and dtype."""
         if isinstance(weight, TransposedWeight):
             return digest("transposed", self.of(weight.source))
+        if isinstance(weight, SlicedWeight):
+            return digest("rows", self.of(weight.source), weight.start, weight.shape[0])
         if isinstance(weight, ScaledWeight):
             return digest("scaled", self.of(weight.source), [None if one is None else one.tolist() for one in weight.scales])
         if (known := self.known(weight)) is not None:
@@ -54,6 +56,9 @@ class SourceDigests:
         if isinstance(weight, TransposedWeight):
             inner = self.known(weight.source)
             return digest("transposed", inner) if inner else None
+        if isinstance(weight, SlicedWeight):
+            inner = self.known(weight.source)
+            return digest("rows", inner, weight.start, weight.shape[0]) if inner else None
         if not isinstance(weight, CheckpointWeight) or not (path := self._path(weight)).exists():
             return None
         return path.read_text("ascii")

@@ -29,6 +29,7 @@ from pipeline.pieces import Feeds
 from pipeline.sessions import decoder_feeds, load_model
 from pipeline.special_tokens import stop_ids
 from pipeline.three_bits import as_four_bits, expanded
+from pipeline.transformers_config import sliding_windows
 
 CONFIG = "genai_config.json"
 KINDS = ("gemma", "gemma2", "gemma3_text", "granite", "llama", "mistral", "olmo", "phi3", "qwen2", "qwen3", "smollm3")
@@ -111,7 +112,7 @@ class OnnxruntimeGenai(Target):
             raise ConvertError(
                 f"{self.checkpoint.folder / 'config.json'}: max_position_embeddings is {length!r}, not a number."
             )
-        for fusion in (FuseAttention(max_length=length), FuseNorm()):
+        for fusion in (FuseAttention(max_length=length, windows=sliding_windows(self.checkpoint)), FuseNorm()):
             fusion.apply(graph)
 
     def _write_config(self, folder: Path) -> None:

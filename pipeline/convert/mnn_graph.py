@@ -43,6 +43,7 @@ def write_mnn(graph: gs.Graph, layers: dict[str, MnnLayer], target: Path, scratc
     floats = {
         t.name: np.asarray(t.values) for t in graph.tensors().values() if isinstance(t, gs.Constant) and t.dtype == np.float32
     }
+    floats |= {node.outputs[0].name: np.asarray(node.attrs["value"].values) for node in graph.nodes if node.op == "Constant"}
     bare = graph.copy()
     bare.functions.clear()
     onnx.save(gs.export_onnx(bare), str(scratch / "lowered.onnx"))

@@ -30,6 +30,7 @@ from pipeline.errors import ConvertError
 from pipeline.onnx_weights import read_layers
 from pipeline.pieces import Feeds
 from pipeline.special_tokens import chat_template
+from pipeline.transformers_config import sliding_windows
 
 MODEL, WEIGHTS = "llm.mnn", "llm.mnn.weight"
 
@@ -96,17 +97,11 @@ class MnnLlm(Target):
 
 
 def _check_windows(checkpoint: Checkpoint) -> None:
-    """Attention to the last tokens alone is in the exported mask, which MNN's attention does not read."""
-    config = checkpoint.config
-    window = config.get("sliding_window")
-    kinds = set(config.get("layer_types") or ())
-    used = config.get("use_sliding_window", config.get("model_type") not in ("qwen2", "qwen3"))
-    if window is None or (kinds and "sliding_attention" not in kinds) or (not kinds and not used):
-        return
-    if window < int(config.get("max_position_embeddings", window + 1)):
+    """Attention to the last tokens alone: MNN 3.6.1 with `attention_type: sliding` computes other logits than onnxruntime."""
+    if windows := sliding_windows(checkpoint):
         raise ConvertError(
-            f"{checkpoint.folder / 'config.json'}: attends to a sliding window of {window} tokens; only full causal attention "
-            "is handed to MNN."
+            f"{checkpoint.folder / 'config.json'}: attends to a sliding window of {max(windows)} tokens; only full causal "
+            "attention is handed to MNN."
         )
 
 
