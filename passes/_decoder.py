@@ -39,15 +39,9 @@ class Linear:
 
 
 def find_linears(graph: gs.Graph) -> dict[str, Linear]:
-    """Every quantized MatMul by layer name; a MatMul by a float weight is refused."""
+    """Every quantized MatMul by layer name."""
     found = {}
     for node in graph.nodes:
-        if node.op == "MatMul" and constant_matrix(node.inputs[1]) is not None:
-            name = str(constant_matrix(node.inputs[1])).removesuffix(".weight")
-            raise PassError(
-                f"'{node.name}' multiplies by the float weight '{name}'. MNN gets codes only: quantize it too, with "
-                f"quantize_matmul {{bits: 8, include: ['{name}']}} if it must stay accurate."
-            )
         weight = quantized_weight(node)
         if weight is None or node.op == "GatherBlockQuantized":
             continue
@@ -59,6 +53,17 @@ def find_linears(graph: gs.Graph) -> dict[str, Linear]:
                 y, bias = after[0].outputs[0], other
         found[weight.name] = Linear(weight, node, bias, node.inputs[0], y)
     return found
+
+
+def refuse_float_layers(graph: gs.Graph) -> None:
+    """Raise `PassError` if a MatMul multiplies by a float weight."""
+    for node in graph.nodes:
+        if node.op == "MatMul" and constant_matrix(node.inputs[1]) is not None:
+            name = str(constant_matrix(node.inputs[1])).removesuffix(".weight")
+            raise PassError(
+                f"'{node.name}' multiplies by the float weight '{name}'. MNN gets codes only: quantize it too, with "
+                f"quantize_matmul {{bits: 8, include: ['{name}']}} if it must stay accurate."
+            )
 
 
 def constant_matrix(tensor: gs.Tensor) -> str | None:

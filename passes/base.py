@@ -49,6 +49,11 @@ class Pass(Options):
         return False
 
     @property
+    def changes_outputs(self) -> bool:
+        """Whether the graph has other outputs afterwards: then the float model gets the pass, too, before both are compared."""
+        return False
+
+    @property
     def may_rewrite_nothing(self) -> bool:
         """Whether finding nothing to rewrite is fine: true of tidying, false of what a user asked for."""
         return False

@@ -7,7 +7,7 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from passes._attention import Attention, Rotary, find_attention, find_rotaries
-from passes._decoder import find_linears, need
+from passes._decoder import find_linears, need, refuse_float_layers
 from passes._lowered_ops import ATTENTION, NORMED_ROPE, ROPE, declare
 from passes._ops import DOMAIN
 from passes.base import Outcome, Pass
@@ -23,6 +23,7 @@ class LowerAttention(Pass):
     """
 
     def apply(self, graph: gs.Graph) -> Outcome:
+        refuse_float_layers(graph)
         rotaries = find_rotaries(graph)
         layers = find_attention(graph, find_linears(graph), rotaries)
         for layer in layers:

@@ -23,6 +23,10 @@ class PoolTokens(Pass):
     normalize: bool = True
     """Whether the embedding is divided by its length."""
 
+    @property
+    def changes_outputs(self) -> bool:
+        return True
+
     def apply(self, graph: gs.Graph) -> Outcome:
         hidden = next((t for t in graph.outputs if t.name == "last_hidden_state"), None)
         if hidden is None:

@@ -147,7 +147,8 @@ def _offsets_behind(
     middle, ratio = tensors.get(difference.input[0]), makers.get(difference.input[1])
     if middle is None or ratio is None or ratio.op_type != "Div" or _widened(ratio.input[1], makers) != scales:
         return None
-    same = onnx.numpy_helper.to_array(middle).tolist() == 1 << (bits - 1)
+    codes = {bits, 3} if bits == 4 else {bits}  # nibbles may hold three-bit codes
+    same = onnx.numpy_helper.to_array(middle).tolist() in {1 << (one - 1) for one in codes}
     return _widened(ratio.input[0], makers) if same else None
 
 

@@ -11,7 +11,7 @@ import onnx_graphsurgeon as gs
 import onnxruntime
 
 from passes._ops import DOMAIN, MICROSOFT
-from passes._weights import weight_of
+from passes._weights import ArrayWeight, weight_of
 from pipeline.checkpoint import CheckpointWeight
 from pipeline.errors import PipelineError
 
@@ -62,7 +62,7 @@ def open_model(file: Path, accuracy_level: int | None = None) -> onnxruntime.Inf
 
 
 def weight_folder(graph: gs.Graph) -> Path:
-    """The one folder that an exported graph's weights lie in.
+    """The one folder that a float graph's weights lie in, as far as they lie in files of their own.
 
     Raises:
         PipelineError: they lie in several, which onnxruntime cannot read.
@@ -72,14 +72,18 @@ def weight_folder(graph: gs.Graph) -> Path:
         for tensor in graph.tensors().values()
         if isinstance(tensor, gs.Constant) and isinstance(values := weight_of(tensor), CheckpointWeight)
     }
-    if len(folders) != 1:
+    if len(folders) > 1:
         raise PipelineError(f"the checkpoint's shards lie in {len(folders)} folders; put them into one.")
-    return folders.pop()
+    return folders.pop() if folders else Path()
 
 
 def open_reference(graph: gs.Graph) -> onnxruntime.InferenceSession:
-    """A session of an exported float graph, straight from the checkpoint's own files."""
-    return open_session(gs.export_onnx(graph), weight_folder(graph))
+    """A session of a float graph, straight from the checkpoint's own files; what an ONNX file holds inside is put in."""
+    model, tensors = gs.export_onnx(graph), graph.tensors()
+    for proto in model.graph.initializer:
+        if isinstance(values := tensors[proto.name]._values, ArrayWeight):
+            proto.CopyFrom(onnx.numpy_helper.from_array(values.array, proto.name))
+    return open_session(model, weight_folder(graph))
 
 
 def input_shapes(model: onnxruntime.InferenceSession | gs.Graph) -> dict[str, list[int | str]]:

@@ -6,32 +6,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_graphsurgeon as gs
 import onnxruntime
 
-from pipeline.checkpoint import Checkpoint
-from pipeline.export import load_graph
-from pipeline.onnx_source import OnnxModel
 from pipeline.pieces import Feeds
 from pipeline.scores import relative_error
 from pipeline.sessions import accuracy_levels, load_model, open_model, open_reference
 
 
-def compare_outputs(graph_file: Path, checkpoint: Checkpoint, candidate: Path, samples: list[Feeds]) -> dict[str, Any]:
+def compare_outputs(graph: gs.Graph, candidate: Path, samples: list[Feeds]) -> dict[str, Any]:
     """Run both models on `samples`; the candidate in exact arithmetic and, where it differs, in its own.
 
     Args:
-        graph_file: the float graph.
+        graph: the float graph, with the outputs of the quantized one.
         candidate: the quantized model.onnx.
 
     Returns:
         `outputs`: of each output its relative error and the least cosine similarity of a sample at accuracy_level 0; those at
         the recipe's level under `as_run`.
     """
-    if isinstance(checkpoint, OnnxModel):
-        reference = open_model(checkpoint.file)
-    else:
-        reference = open_reference(load_graph(graph_file, checkpoint))
-    expected = outputs_of(reference, samples)
+    expected = outputs_of(open_reference(graph), samples)
     levels = sorted(accuracy_levels(load_model(candidate)) | {0})
     result: dict[str, Any] = {"samples": len(samples), "outputs": _figures(open_model(candidate, 0), samples, expected)}
     if len(levels) > 1:

@@ -86,7 +86,9 @@ def results(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory)
         if key not in made:
             recipe = build / f"recipe{len(made)}.yaml"
             validation = "validate: {window: 64, windows: 2}"
-            recipe.write_text(recipe_text(tiny(**model), *passes, convert=convert, validate=validation), "utf-8")
+            task = model.get("task") or task_of(model.get("kind", "qwen2"))
+            text = recipe_text(tiny(**model), *passes, convert=convert, validate=validation, task=task)
+            recipe.write_text(text, "utf-8")
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(runner, "isolated", lambda function, *arguments: function(*arguments))
                 made[key] = runner.run_recipe(load_recipe(recipe), build, None, Console(quiet=True))

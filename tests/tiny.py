@@ -91,10 +91,12 @@ def make_checkpoint(
     return folder
 
 
-def recipe_text(model: Path | str, *passes: str, convert: str = "convert: {}", validate: str = "") -> str:
+def recipe_text(
+    model: Path | str, *passes: str, convert: str = "convert: {}", validate: str = "", task: str = "text-generation-with-past"
+) -> str:
     """A recipe with the given entries under `passes:`."""
     entries = "\n".join(f"  - {entry}" for entry in passes)
-    return f"model: {model}\npasses:\n{entries}\n{validate}\n{convert}\n"
+    return f"model: {model}\nexport: {{task: {task}}}\npasses:\n{entries}\n{validate}\n{convert}\n"
 
 
 def write_sparse_flagship(folder: Path) -> None:
