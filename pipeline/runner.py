@@ -179,16 +179,16 @@ def _check_decoder(run: Run) -> None:
         if getattr(options, name) is not None:
             kind = "generates text" if run.decoder else "does not generate text"
             raise PipelineError(f"{run.recipe.file}: validate: {name} means nothing here, the model {kind}. Leave it out.")
-    if run.decoder:
-        return
     what = export.describe(run.checkpoint)
     for one in run.recipe.convert:
-        if TARGETS[one.target].decoders_only:
+        if TARGETS[one.target].decoders != run.decoder:
+            fitting = " or ".join(name for name, target in TARGETS.items() if target.decoders == run.decoder)
+            kind = "generate text" if TARGETS[one.target].decoders else "generate no text"
             raise PipelineError(
-                f"{run.recipe.file}: target {one.target} runs models that generate text; for this one ({what}) set "
-                "convert: {target: mnn}."
+                f"{run.recipe.file}: target {one.target} is for models that {kind}; for this one ({what}) set convert: "
+                f"{{target: {fitting}}}."
             )
-    if run.recipe.calibrate is not None:
+    if run.recipe.calibrate is not None and not run.decoder:
         raise PipelineError(f"{run.recipe.file}: calibrate looks at decoders only, and this is none ({what}). Leave it out.")
 
 

@@ -22,7 +22,7 @@ from pipeline.convert.target import Proof, Target
 from pipeline.errors import ConvertError
 from pipeline.onnx_weights import read_layers
 from pipeline.pieces import Feeds
-from pipeline.sessions import decoder_feeds, open_model
+from pipeline.sessions import open_model
 from pipeline.validate_outputs import output_figures, outputs_of
 
 MODEL = "model.mnn"
@@ -37,7 +37,7 @@ class Mnn(Target):
     sources = ("pipeline.convert.mnn_run",)
     packages = ("MNN",)
     exact = "memory_high"
-    decoders_only = False
+    decoders = False
 
     graph: gs.Graph
     notes: tuple[str, ...]
@@ -71,10 +71,7 @@ class Mnn(Target):
         return mnn_proof.prove_plain(model_file, folder / MODEL, scratch)
 
     def compare(self, model_file: Path, folder: Path, samples: list[Feeds], scratch: Path) -> dict[str, Any]:
-        session = open_model(model_file, accuracy_level=0)
-        if "past_key_values.0.key" in {one.name for one in session.get_inputs()}:
-            samples = [decoder_feeds(session, sample["input_ids"]) for sample in samples]
-        expected = outputs_of(session, samples)
+        expected = outputs_of(open_model(model_file, accuracy_level=0), samples)
         figures: dict[str, Any] = {"samples": len(samples)}
         for memory in ("high", "low"):
             found = _run(folder / MODEL, memory, samples, list(expected), scratch)

@@ -28,9 +28,6 @@ def tokenizer_bytes(checkpoint: Checkpoint) -> bytes:
     tokenizer = checkpoint.read_json("tokenizer.json")
     if not tokenizer:
         raise ConvertError(f"{checkpoint.folder}: no tokenizer.json, so MNN could not read any text.")
-    model = tokenizer["model"]
-    if model.get("type", "BPE") != "BPE":
-        raise ConvertError(f"tokenizer.json: models of type {model['type']} are not supported yet; BPE is.")
     config = checkpoint.read_json("tokenizer_config.json")
     texts = special_texts(checkpoint)
     eos, bos = texts["eos_token"], texts["bos_token"]
@@ -38,7 +35,7 @@ def tokenizer_bytes(checkpoint: Checkpoint) -> bytes:
         _ids(checkpoint, tokenizer)
         + _normalizer(tokenizer.get("normalizer"))
         + _pre_tokenizer(tokenizer.get("pre_tokenizer"))
-        + _bpe(model, _maps_bytes_itself(tokenizer))
+        + _model(tokenizer)
         + _decoder(tokenizer.get("decoder"))
         + _added(tokenizer.get("added_tokens", []))
         + _long(chat_template(checkpoint))
@@ -109,6 +106,26 @@ def _pre_tokenizer(part: Json | None) -> bytes:
         case {"type": "Sequence", "pretokenizers": list(parts)}:
             return _u8(6) + _u32(len(parts)) + b"".join(map(_pre_tokenizer, parts))
     raise _unknown("pre_tokenizer", part)
+
+
+def _model(tokenizer: Json) -> bytes:
+    model = tokenizer["model"]
+    match model.get("type", "BPE"):
+        case "BPE":
+            return _bpe(model, _maps_bytes_itself(tokenizer))
+        case "Unigram":
+            return _unigram(model)
+    raise ConvertError(f"tokenizer.json: MNN's tokenizer is not handed models of type {model['type']}; BPE and Unigram are.")
+
+
+def _unigram(model: Json) -> bytes:
+    """Pieces sorted by UTF-8 bytes, each with its id and its score, a logarithm as float64."""
+    unknown = model.get("unk_id")
+    if unknown is None:
+        raise ConvertError("tokenizer.json: a Unigram model without unk_id; MNN needs an id for what it does not know.")
+    rows = sorted((piece.encode(), i, score) for i, (piece, score) in enumerate(model["vocab"]))
+    head = _u8(2) + _u32(len(rows)) + _u32(unknown) + _u8(model.get("byte_fallback", False))
+    return head + b"".join(_string(piece.decode()) + struct.pack("<Id", i, score) for piece, i, score in rows)
 
 
 def _bpe(model: Json, byte_level: bool) -> bytes:

@@ -43,14 +43,14 @@ class Target(ABC):
         sources: modules that run in the engine's own process, for the key of what they measure.
         packages: the engine.
         exact: the figures of float arithmetic among those of `compare`.
-        decoders_only: whether it takes models that generate text, and no others.
+        decoders: whether it takes models that generate text, or all others.
     """
 
     folder: ClassVar[str]
     sources: ClassVar[tuple[str, ...]]
     packages: ClassVar[tuple[str, ...]]
     exact: ClassVar[str]
-    decoders_only: ClassVar[bool] = True
+    decoders: ClassVar[bool] = True
 
     def __init__(self, options: Convert, checkpoint: Checkpoint) -> None:
         self.options = options

@@ -113,8 +113,8 @@ def test_one_bit_is_noticed(results: Callable[..., Path], tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("convert", "message"),
     [
-        ("convert: {target: mnn-llm}", "target mnn-llm runs models that generate text; for this one .bert, 2 layers"),
-        ("convert: {target: onnxruntime-genai}", "target onnxruntime-genai runs models that generate text"),
+        ("convert: {target: mnn-llm}", "target mnn-llm is for models that generate text; for this one .bert, 2 layers"),
+        ("convert: {target: onnxruntime-genai}", "target onnxruntime-genai is for models that generate text"),
         ("calibrate: {windows: 2}", "calibrate looks at decoders only"),
     ],
 )
@@ -128,3 +128,9 @@ def test_a_quantized_embedding_is_refused(results: Callable[..., Path]) -> None:
     passes = ("quantize_embedding: {bits: 8, block_size: 32}", "quantize_matmul: {bits: 4, block_size: 32}")
     with pytest.raises(Exception, match="quantized by quantize_embedding, which target: mnn has no operator for"):
         results(*passes, convert="convert: {target: mnn}", kind="bert")
+
+
+def test_a_decoder_is_refused(results: Callable[..., Path]) -> None:
+    message = r"target mnn is for models that generate no text; .* set convert: {target: mnn-llm or onnxruntime-genai}"
+    with pytest.raises(PipelineError, match=message):
+        results("quantize_matmul: {bits: 4, block_size: 32}", convert="convert: {target: mnn}")

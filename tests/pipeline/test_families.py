@@ -1,11 +1,11 @@
-"""The README's table of families: what exports and what MNN takes, tried out on tiny checkpoints of each."""
+"""The README's table of families: what each engine takes of them, tried out on tiny checkpoints of each."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -13,57 +13,113 @@ from passes.base import PassError
 from passes.narrow_embedding import NarrowEmbedding
 from passes.quantize_matmul import QuantizeMatmul
 from passes.remove_identities import RemoveIdentities
-from pipeline.convert.mnn_llm_folder import MnnLlm
+from passes.split_projections import SplitProjections
+from pipeline.convert.targets import TARGETS
 from pipeline.errors import ConvertError
 from pipeline.recipe import Convert
 from tests.conftest import Exported
+from tests.pipeline import test_mnn_tokenizer
+from tests.pipeline.chat_templates import TEMPLATES
 from tests.tiny import LLAMA3
 
 README = Path(__file__).parents[2] / "README.md"
-HEAD = "| | export, onnxruntime | MNN's LLM runtime |"
-FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
-    "Qwen2, Qwen2.5": ("qwen2", {}),
-    "the same with a sliding window": ("qwen2", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}),
-    "Qwen3": ("qwen3", {"head_dim": 32}),
-    "Llama 2, SmolLM (tied or not, biases)": ("llama", {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}),
-    "Llama 3": ("llama", {"rope_theta": 500000.0, "rope_scaling": LLAMA3}),
-    "Mistral": ("mistral", {}),
-    "Mistral with a sliding window": ("mistral", {"sliding_window": 4}),
-    "SmolLM3": ("smollm3", {}),
-    "Phi-3": ("phi3", {}),
-    "Gemma": ("gemma", {}),
-    "Gemma 2": ("gemma2", {"sliding_window": 4}),
-    "Gemma 3 (text)": ("gemma3", {}),
-    "OLMo 2": ("olmo2", {}),
-    "Granite": ("granite", {}),
+HEAD = "| | export, onnxruntime | onnxruntime-genai | MNN's LLM runtime | tokenizer | chat template |"
+TARGET_NAMES = ("onnxruntime-genai", "mnn-llm")
+
+
+class Family(NamedTuple):
+    """A family as tests/tiny.py makes it, with what its tokenizer and its chat template are like (tested there, by name)."""
+
+    kind: str
+    options: dict[str, Any]
+    tokenizer: str | None
+    template: str | None
+
+
+FAMILIES = {
+    "Qwen2, Qwen2.5, DeepSeek-R1-Distill-Qwen": Family("qwen2", {}, "qwen", "qwen 2.5"),
+    "the same with a sliding window": Family(
+        "qwen2", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}, "qwen", "qwen 2.5"
+    ),
+    "Qwen3": Family("qwen3", {"head_dim": 32}, "qwen", "qwen 3"),
+    "Llama 2, SmolLM (tied or not, biases)": Family(
+        "llama", {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}, "sentence piece", "chatml"
+    ),
+    "Llama 3": Family("llama", {"rope_theta": 500000.0, "rope_scaling": LLAMA3}, "llama 3", "llama 3"),
+    "Mistral": Family("mistral", {}, "sentence piece", "mistral"),
+    "Mistral with a sliding window": Family("mistral", {"sliding_window": 4}, "sentence piece", "mistral"),
+    "SmolLM3": Family("smollm3", {}, "llama 3", "chatml"),
+    "Phi-3 (by split_projections)": Family("phi3", {}, "sentence piece", "phi 3"),
+    "Gemma": Family("gemma", {}, "sentence piece", "gemma"),
+    "Gemma 2": Family("gemma2", {"sliding_window": 4}, "sentence piece", "gemma"),
+    "Gemma 3 (text)": Family("gemma3", {}, "sentence piece", "gemma"),
+    "OLMo 2": Family("olmo2", {}, "llama 3", None),
+    "Granite": Family("granite", {}, "byte level", None),
 }
-"""Each is compared with torch in test_export.py, those that MNN takes run there in test_hand_off.py."""
+"""Each is compared with torch in test_export.py."""
+
+BITS = (
+    "quantize_matmul: {bits: 2, block_size: 32, include: ['*.down_proj']}",
+    "quantize_matmul: {bits: 3, block_size: 32, include: ['*.o_proj', '*.up_proj']}",
+    "quantize_matmul: {bits: 4, block_size: 32}",
+)
 
 
-def refusal(exported: Exported, kind: str, options: dict[str, Any]) -> str:
-    """Why MNN does not take a family, or nothing."""
-    checkpoint, graph = exported(kind, **options)
-    for one in (RemoveIdentities(), NarrowEmbedding(), QuantizeMatmul(bits=4, block_size=32)):
+def refusal(exported: Exported, family: Family, target: str) -> str:
+    """Why an engine does not take a family, or nothing."""
+    checkpoint, graph = exported(family.kind, **family.options)
+    split = [SplitProjections()] if family.kind == "phi3" else []
+    for one in (RemoveIdentities(), NarrowEmbedding(), *split, QuantizeMatmul(bits=4, block_size=32)):
         one.apply(graph)
     try:
-        MnnLlm(Convert(), checkpoint).rehearse(graph)
+        TARGETS[target](Convert.model_validate({"target": target}), checkpoint).rehearse(graph)
     except (PassError, ConvertError) as error:
         return str(error).replace(f"{checkpoint.folder / 'config.json'}: ", "")
     return ""
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_the_table_of_the_readme_is_true(exported: Exported, family: str) -> None:
-    reason = refusal(exported, *FAMILIES[family])
-    row = f"| {family} | yes | {'no: ' + reason.rstrip('.') if reason else 'yes'} |"
+def row_of(exported: Exported, name: str) -> str:
+    """The line of the README's table."""
+    family = FAMILIES[name]
+    assert family.tokenizer is None or family.tokenizer in test_mnn_tokenizer.FAMILIES
+    assert family.template is None or family.template in TEMPLATES
+    reasons = [refusal(exported, family, target) for target in TARGET_NAMES]
+    engines = [f"no: {reason.rstrip('.')}" if reason else "yes" for reason in reasons]
+    text = [f"as `{one}`" if one else "not tried" for one in (family.tokenizer, family.template)]
+    return f"| {' | '.join([name, 'yes', *engines, *text])} |"
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_table_of_the_readme_is_true(exported: Exported, name: str) -> None:
+    row = row_of(exported, name)
     assert row in README.read_text("utf-8").splitlines(), f"README, What works: {row}"
 
 
-@pytest.mark.parametrize("family", [name for name, (kind, _) in FAMILIES.items() if kind not in ("qwen2", "qwen3", "llama")])
-def test_quantized_and_validated_in_onnxruntime(results: Callable[..., Path], family: str) -> None:
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_engine_computes_the_same_at_4_3_and_2_bits(exported: Exported, results: Callable[..., Path], name: str) -> None:
+    family = FAMILIES[name]
+    targets = [target for target in TARGET_NAMES if not refusal(exported, family, target)]
+    split = ["split_projections"] if family.kind == "phi3" else []
+    convert = "convert: [" + ", ".join(f"{{target: {target}}}" for target in targets) + "]"
+    folder = results(
+        "remove_identities", "narrow_embedding", *split, *BITS, convert=convert, kind=family.kind, **family.options
+    )
+    manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+    assert len(manifest["hand_offs"]) == len(targets) >= 1
+    for engine, made in manifest["hand_offs"].items():
+        figures = manifest["quality"][engine]
+        exact = figures[TARGETS[made["target"]].exact]
+        assert exact["relative_error"] < 1e-4
+        assert exact["cache_relative_error"] < 1e-4
+        assert exact["greedy_equal"] == 32
+
+
+@pytest.mark.parametrize("name", [name for name, one in FAMILIES.items() if one.kind not in ("qwen2", "qwen3", "llama")])
+def test_quantized_and_validated_in_onnxruntime(results: Callable[..., Path], name: str) -> None:
     """Eight bits stay close to the float model, whatever the architecture."""
-    kind, options = FAMILIES[family]
-    folder = results("remove_identities", "quantize_matmul: {bits: 8, block_size: 32}", convert="", kind=kind, **options)
+    family = FAMILIES[name]
+    passes = ("remove_identities", "quantize_matmul: {bits: 8, block_size: 32}")
+    folder = results(*passes, convert="", kind=family.kind, **family.options)
     quality = json.loads((folder / "manifest.json").read_text("utf-8"))["quality"]["onnxruntime"]
     assert 0 < quality["kl_divergence"] < 0.02
     assert quality["top1_agreement"] > 0.9
@@ -73,4 +129,4 @@ def test_the_table_of_the_readme_is_whole() -> None:
     lines = README.read_text("utf-8").splitlines()
     start = lines.index(HEAD) + 2
     rows = lines[start : lines.index("", start)]
-    assert [row.split(" | ")[0].removeprefix("| ") for row in rows] == [*FAMILIES, "BERT"]
+    assert [row.split(" | ")[0].removeprefix("| ") for row in rows] == list(FAMILIES)

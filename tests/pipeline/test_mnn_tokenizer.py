@@ -74,11 +74,22 @@ def sentence_piece_like() -> Tokenizer:
     return tokenizer
 
 
+def unigram() -> Tokenizer:
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    special = ["<pad>", "<|end|>", "<unk>"]
+    trainer = trainers.UnigramTrainer(vocab_size=500, special_tokens=special, unk_token="<unk>", show_progress=False)
+    tokenizer.train_from_iterator(TEXTS[:4] * 5, trainer)
+    return tokenizer
+
+
 FAMILIES: dict[str, Callable[[], Tokenizer]] = {
     "byte level": lambda: byte_level(None, False),
     "qwen": lambda: byte_level(QWEN, True),
     "llama 3": lambda: byte_level(LLAMA3, False),
     "sentence piece": sentence_piece_like,
+    "unigram": unigram,
     "pydocs": lambda: Tokenizer.from_file(str(PYDOCS / "tokenizer.json")),
 }
 
@@ -122,7 +133,7 @@ BPE = {"type": "BPE", "vocab": {"a": 0}, "merges": []}
 @pytest.mark.parametrize(
     ("tokenizer", "message"),
     [
-        ({"model": {"type": "WordPiece", "vocab": {}}}, "models of type WordPiece are not supported yet"),
+        ({"model": {"type": "WordPiece", "vocab": {}}}, "is not handed models of type WordPiece; BPE and Unigram are"),
         ({"model": BPE, "normalizer": {"type": "Nmt"}}, "MNN's tokenizer has no normalizer {'type': 'Nmt'}"),
         ({"model": BPE, "pre_tokenizer": {"type": "UnicodeScripts"}}, "has no pre_tokenizer"),
         (
