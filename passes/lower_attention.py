@@ -23,8 +23,8 @@ class LowerAttention(Pass):
     """
 
     def apply(self, graph: gs.Graph) -> Outcome:
-        refuse_float_layers(graph)
         rotaries = find_rotaries(graph)
+        refuse_float_layers(graph)
         layers = find_attention(graph, find_linears(graph), rotaries)
         for layer in layers:
             _check(layer, rotaries)

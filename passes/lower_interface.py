@@ -10,6 +10,8 @@ from passes._match import SAME_VALUE, behind, constant_value, producer, readers,
 from passes._weights import weight_of
 from passes.base import Outcome, Pass
 
+COMPARISONS = ("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not", "And", "Or")
+"""They make booleans, which casts do change."""
 END = 2**30
 """Past the end of any sequence."""
 
@@ -56,9 +58,12 @@ def _hidden_size(lookup: gs.Node) -> int:
 
 
 def _drop_casts(graph: gs.Graph) -> None:
-    """Everything between embeddings and logits is float32: casts there change nothing."""
+    """Floats between embeddings and logits are float32: casts of them change nothing."""
     for node in list(graph.nodes):
-        if node.op in SAME_VALUE and not isinstance(node.inputs[0], gs.Constant) and not _from_ids(node):
+        if node.op not in SAME_VALUE or isinstance(node.inputs[0], gs.Constant):
+            continue
+        maker = producer(node.inputs[0])
+        if not _from_ids(node) and (maker is None or maker.op not in COMPARISONS):
             replace(node.outputs[0], node.inputs[0])
 
 

@@ -24,7 +24,20 @@ from pipeline.errors import ExportError
 from pipeline.onnx_source import OnnxModel
 from pipeline.transformers_config import transformers_config, translated
 
-DECODERS = ("gemma", "gemma2", "gemma3_text", "granite", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3")
+DECODERS = (
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "granite",
+    "llama",
+    "mistral",
+    "olmo2",
+    "phi3",
+    "qwen2",
+    "qwen3",
+    "qwen3_moe",
+    "smollm3",
+)
 ENCODERS, VISION = ("bert", "distilbert", "roberta", "xlm-roberta"), ("vit",)
 SUPPORTED = dict.fromkeys(DECODERS, "decoder") | dict.fromkeys(ENCODERS, "encoder") | dict.fromkeys(VISION, "vision encoder")
 """`model_type` of config.json -> kind. Others may export, but nobody has proven their numbers."""
@@ -69,6 +82,7 @@ def export_graph(checkpoint: Checkpoint, options: Export, path: Path) -> None:
     from optimum.exporters.onnx import convert
     from optimum.exporters.tasks import TasksManager
 
+    from pipeline.dense_experts import dense_experts
     from pipeline.weightless import empty_parameters, weightless_export
 
     decoder = options.task == "text-generation-with-past"
@@ -85,7 +99,7 @@ def export_graph(checkpoint: Checkpoint, options: Export, path: Path) -> None:
                 "onnx", model=model, task=options.task, library_name="transformers"
             )
             past = {"use_past": True, "use_past_in_inputs": True} if decoder else {}
-            with weightless_export():
+            with weightless_export(), dense_experts() if config.model_type == "qwen3_moe" else contextlib.nullcontext():
                 convert.export(model, build(model.config, **past), path, opset=options.opset, do_constant_folding=False)
         finally:
             logging.disable(logging.NOTSET)

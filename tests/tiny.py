@@ -33,6 +33,10 @@ LLAMA3: dict[str, Any] = {
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("Qwen2", {}),
     "qwen3": ("Qwen3", {"head_dim": 16}),
+    "qwen3_moe": (
+        "Qwen3Moe",
+        {"head_dim": 32, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "norm_topk_prob": True},
+    ),
     "llama": ("Llama", {}),
     "mistral": ("Mistral", {"sliding_window": None}),
     "smollm3": ("SmolLM3", {"pad_token_id": 0, "num_hidden_layers": 4}),

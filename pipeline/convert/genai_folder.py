@@ -27,11 +27,11 @@ from pipeline.onnx_file import DATA, MODEL, DataFile, exported, external_weights
 from pipeline.onnx_weights import Region, region
 from pipeline.pieces import Feeds
 from pipeline.sessions import decoder_feeds, load_model
-from pipeline.special_tokens import stop_ids
+from pipeline.special_tokens import chat_template, stop_ids
 from pipeline.three_bits import as_four_bits, expanded
 from pipeline.transformers_config import sliding_windows
 
-CONFIG = "genai_config.json"
+CONFIG, TOKENIZER_CONFIG = "genai_config.json", "tokenizer_config.json"
 KINDS = ("gemma", "gemma2", "gemma3_text", "granite", "llama", "mistral", "olmo", "phi3", "qwen2", "qwen3", "smollm3")
 """Decoders that onnxruntime-genai 0.18 has a name for; any other is "decoder" to it."""
 INLINE_BYTES = 1 << 16
@@ -87,6 +87,7 @@ class OnnxruntimeGenai(Target):
         for name in SIDE_FILES:
             if (file := self.checkpoint.folder / name).exists():
                 shutil.copyfile(file, folder / name)
+        self._write_tokenizer_config(folder)
         return ()
 
     @staticmethod
@@ -156,6 +157,13 @@ class OnnxruntimeGenai(Target):
         }
         search |= {"max_length": config["max_position_embeddings"], "past_present_share_buffer": True}
         (folder / CONFIG).write_text(json.dumps({"model": model, "search": search}, indent=2), "utf-8")
+
+    def _write_tokenizer_config(self, folder: Path) -> None:
+        """The checkpoint's, with what its reader asks for there: a class by name, and the chat template."""
+        config = {"tokenizer_class": "PreTrainedTokenizerFast", **self.checkpoint.read_json(TOKENIZER_CONFIG)}
+        if template := chat_template(self.checkpoint):
+            config["chat_template"] = template
+        (folder / TOKENIZER_CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False), "utf-8")
 
 
 def _stacked(name: str, weight: Weight) -> list[str]:

@@ -19,6 +19,7 @@ import onnx_graphsurgeon as gs
 from passes._decoder import find_norms
 from passes._lowered_ops import ROPES
 from pipeline.convert.mnn_converter import convert, read_json, write_json
+from pipeline.convert.mnn_floats import exact_values, words_of
 from pipeline.convert.mnn_weights import MnnLayer
 from pipeline.errors import ConvertError
 
@@ -51,7 +52,7 @@ def write_mnn(graph: gs.Graph, layers: dict[str, MnnLayer], target: Path, scratc
     options = ("--allowCustomOp", "--transformerFuse", "--transformerFuseC4=0")
     convert("ONNX", scratch / "lowered.onnx", first, *options)
     document = read_json(first, scratch / "converted.json")
-    editor = Editor(document)
+    editor, words = Editor(document), words_of(first)
     for op in document["oplists"]:
         match op["type"]:
             case "Extra":
@@ -63,7 +64,7 @@ def write_mnn(graph: gs.Graph, layers: dict[str, MnnLayer], target: Path, scratc
                 _exact_norm(op["main"], np.asarray(norm.gamma.values), norm.epsilon)
                 editor.ops.append(op)
             case _:
-                exact_constant(op, floats)
+                _exact_constant(op, floats, words)
                 editor.ops.append(op)
     if gammas:
         raise ConvertError(f"the converter did not fuse the norm '{next(iter(gammas))}'.")
@@ -174,12 +175,9 @@ def _exact_norm(main: dict[str, Any], gamma: np.ndarray, epsilon: float) -> None
     main["epsilon"] = float(np.float32(epsilon))
 
 
-def exact_constant(op: dict[str, Any], floats: dict[str, np.ndarray]) -> None:
+def _exact_constant(op: dict[str, Any], floats: dict[str, np.ndarray], words: np.ndarray) -> None:
     """Put the exact values of a float constant back into its JSON form."""
     main = op.get("main") or {}
     if op["type"] != "Const" or main.get("dataType", "DT_FLOAT") != "DT_FLOAT" or "float32s" not in main:
         return
-    value = floats.get(op["name"])
-    if value is None or not np.allclose(main["float32s"], value.reshape(-1), rtol=1e-4, atol=1e-6):
-        raise ConvertError(f"the converter made a float constant '{op['name']}' that the graph does not have.")
-    main["float32s"] = [float(v) for v in value.reshape(-1)]
+    main["float32s"] = exact_values(op["name"], np.array(main["float32s"]), floats.get(op["name"]), words)

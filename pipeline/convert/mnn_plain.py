@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 
 from pipeline.convert.mnn_converter import convert, read_json, write_json
+from pipeline.convert.mnn_floats import exact_values, words_of
 from pipeline.convert.mnn_graph import Editor, name_by_content
 from pipeline.convert.mnn_weights import MnnLayer, lay_out
 from pipeline.errors import ConvertError
@@ -53,9 +54,10 @@ def _edit(
     """Turn placeholders into convolutions and rounded numbers into exact ones, and write `target`."""
     layers = {one.layer.name: one for one in placed}
     nodes = {node.output[0]: node for node in model.graph.node}
-    constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    constants |= {name: node.attribute[0].t for name, node in nodes.items() if node.op_type == "Constant"}
-    words = np.fromfile(first, np.uint32, first.stat().st_size // 4)
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    tensors |= {name: node.attribute[0].t for name, node in nodes.items() if node.op_type == "Constant"}
+    constants = {name: onnx.numpy_helper.to_array(tensor) for name, tensor in tensors.items()}
+    words = words_of(first)
     editor = Editor(document)
     for op in document["oplists"]:
         name, main = op["name"], op.get("main") or {}
@@ -72,7 +74,7 @@ def _edit(
             main["opType"] = "GELU_STANDARD"  # the converter takes the approximation by tanh for both
         for field in ("float32s", "gamma", "beta", "weight", "bias"):
             if isinstance(main.get(field), list) and main[field] and isinstance(main[field][0], float):
-                main[field] = exact_values(name, np.array(main[field]), constants.get(name), words).tolist()
+                main[field] = exact_values(name, np.array(main[field]), constants.get(name), words)
         editor.ops.append(op)
     document["oplists"] = editor.ops
     write_json(document, target, scratch / "edited.json")
@@ -91,23 +93,3 @@ def _has_erf(output: str, nodes: dict[str, onnx.NodeProto]) -> bool:
 
 def _is_exact_gelu(node: onnx.NodeProto) -> bool:
     return node.op_type == "Gelu" and all(a.s != b"tanh" for a in node.attribute)
-
-
-def exact_values(name: str, printed: np.ndarray, constant: onnx.TensorProto | None, words: np.ndarray) -> np.ndarray:
-    """The float32 values that `printed` ones were rounded from: those of `constant`, or a vector in the converter's own file.
-
-    Args:
-        words: the file as uint32; a vector is its length, then its numbers (flatbuffers' internals).
-
-    Raises:
-        ConvertError: there are none.
-    """
-    candidates = []
-    if constant is not None:
-        candidates.append(onnx.numpy_helper.to_array(constant).astype(np.float32).reshape(-1))
-    for place in np.flatnonzero(words == len(printed)):
-        candidates.append(words[place + 1 : place + 1 + len(printed)].view(np.float32))
-    for values in candidates:
-        if len(values) == len(printed) and np.allclose(values, printed, rtol=1e-4, atol=1e-6):
-            return values.astype(np.float64)
-    raise ConvertError(f"the converter made a float constant '{name}' that is neither in the graph nor in its own file.")

@@ -26,6 +26,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2-tied": ("qwen2", {"tie_word_embeddings": True}),
     "qwen2-sharded-fp32": ("qwen2", {"shards": True, "dtype": "float32"}),
     "qwen3-fp16": ("qwen3", {"dtype": "float16"}),
+    "qwen3-moe": ("qwen3_moe", {}),
     "llama-bf16": ("llama", {}),
     "llama3-rope": ("llama", {"rope_theta": 5e5, "rope_scaling": LLAMA3}),
     "qwen2-yarn": ("qwen2", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}}),

@@ -42,6 +42,7 @@ FAMILIES = {
         "qwen2", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}, "qwen", "qwen 2.5"
     ),
     "Qwen3": Family("qwen3", {"head_dim": 32}, "qwen", "qwen 3"),
+    "Qwen3-MoE": Family("qwen3_moe", {}, "qwen", "qwen 3"),
     "Llama 2, SmolLM (tied or not, biases)": Family(
         "llama", {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}, "sentence piece", "chatml"
     ),

@@ -13,8 +13,10 @@ import pytest
 from tokenizers import Tokenizer
 
 from pipeline.checkpoint import Checkpoint
+from pipeline.convert.genai_folder import OnnxruntimeGenai
 from pipeline.convert.mnn_tokenizer import tokenizer_bytes
 from pipeline.convert.same_text import CONVERSATIONS, TEXTS, compare_chats, compare_ids
+from pipeline.recipe import Convert
 from tests.conftest import PYDOCS
 from tests.pipeline.chat_templates import CHATML, REFUSES_SYSTEM, TEMPLATES
 
@@ -24,6 +26,21 @@ import MNN.llm as llm
 model = llm.create(sys.argv[1]); model.load()
 model.set_config({"use_template": True})
 print("RESULT" + json.dumps([model.apply_chat_template(one) for one in json.loads(sys.argv[2])]))
+"""
+
+
+CUTS_REASONING = ("deepseek r1", "qwen 3")
+"""Templates that cut the reasoning out of earlier answers by splitting them; onnxruntime-genai 0.18 leaves it in, and a run says so."""
+RENDER_GENAI = """
+import json, sys
+import onnxruntime_genai as genai
+tokenizer = genai.Tokenizer(genai.Model(sys.argv[1]))
+def render(one):
+    try:
+        return tokenizer.apply_chat_template(json.dumps(one), add_generation_prompt=True)
+    except Exception:
+        return None
+print("RESULT" + json.dumps([render(one) for one in json.loads(sys.argv[2])]))
 """
 
 
@@ -56,6 +73,26 @@ def test_mnn_renders_as_transformers_does(results: Callable[..., Path], tmp_path
     chats = json.loads(output.split("RESULT")[1].splitlines()[0])
     counted = len(CONVERSATIONS) - (family in REFUSES_SYSTEM)
     assert compare_chats("MNN", chats, checkpoint) == {"conversations": counted, "equal": counted, "example": None}
+
+
+@pytest.mark.parametrize("family", TEMPLATES)
+def test_onnxruntime_genai_renders_as_transformers_does(results: Callable[..., Path], tmp_path: Path, family: str) -> None:
+    checkpoint = with_template(tmp_path / "source", TEMPLATES[family])
+    done = results(
+        "narrow_embedding", "quantize_matmul: {bits: 4, block_size: 32}", convert="convert: {target: onnxruntime-genai}"
+    )
+    folder = shutil.copytree(done / "genai", tmp_path / "genai")
+    OnnxruntimeGenai(Convert(target="onnxruntime-genai"), checkpoint)._write_tokenizer_config(folder)
+    shutil.copyfile(checkpoint.folder / "tokenizer.json", folder / "tokenizer.json")
+    command = [sys.executable, "-c", RENDER_GENAI, str(folder), json.dumps(CONVERSATIONS)]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    chats = json.loads(output.split("RESULT")[1].splitlines()[0])
+    counted = len(CONVERSATIONS) - (family in REFUSES_SYSTEM)
+    found = compare_chats("genai", chats, checkpoint)
+    assert found is not None
+    assert (found["conversations"], found["equal"]) == (counted, counted - (family in CUTS_REASONING))
+    if family in CUTS_REASONING:
+        assert "<think>\\nA greeting." in found["example"].partition("transformers")[0]
 
 
 def test_the_first_conversation_that_differs_is_the_example(tmp_path: Path) -> None:
