@@ -81,7 +81,7 @@ class Plan:
 
     @property
     def genai_bytes(self) -> int:
-        return self.float_bytes + sum(one.genai_bytes for one in self.weights)
+        return self.float_bytes + self._rotary_bytes() + sum(one.genai_bytes for one in self.weights)
 
     def hand_off_bytes(self) -> dict[str, int]:
         """Size of every hand-off of the recipe, by target."""
@@ -116,6 +116,15 @@ class Plan:
         """About how long the run takes, on the machine that pipeline/pace.py was measured on."""
         weights = [(one.weight.method_name, math.prod(one.weight.source.shape), one.cached) for one in self.weights]
         return expected_seconds(self.recipe, weights)
+
+    def _rotary_bytes(self) -> int:
+        """The tables that onnxruntime's attention rotates by: cos and sin for every position, float32."""
+        config = self.checkpoint.config
+        heads = config.get("num_attention_heads") or 1
+        size = config.get("head_dim") or self.hidden_size // heads
+        tables = 2 if config.get("model_type") == "gemma3_text" else 1
+        rotated = int(size * config.get("partial_rotary_factor", 1.0))
+        return tables * 4 * int(config.get("max_position_embeddings") or 0) * rotated
 
     def _largest_block(self) -> int:
         return self._largest(lambda n, k: n * k)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -39,9 +40,22 @@ def samples_for(recipe: Recipe, checkpoint: Checkpoint, graph: gs.Graph) -> list
         return [_from_file(recipe.folder / options.inputs, graph)]
     names = {tensor.name for tensor in graph.inputs}
     if "input_ids" in names and names <= TEXT_INPUTS and (checkpoint.folder / "tokenizer.json").exists():
+        _check_positions(options.window, checkpoint)
         return [_text(window, names) for window in token_windows(recipe, checkpoint)]
     generator = np.random.default_rng(SEED)
     return [{tensor.name: _noise(tensor, checkpoint, generator) for tensor in graph.inputs} for _ in range(4)]
+
+
+def _check_positions(window: int, checkpoint: Checkpoint) -> None:
+    """Learned positions end somewhere; RoBERTa's begin after its padding token's."""
+    config = checkpoint.config
+    before = int(config.get("pad_token_id", 1)) + 1 if "roberta" in config.get("model_type", "") else 0
+    longest = config.get("max_position_embeddings")
+    if longest is not None and window > longest - before:
+        raise PipelineError(
+            f"validate: a window of {window} tokens, but the model has {longest - before} positions. Set validate: {{window: "
+            f"{longest - before}}}, or fewer."
+        )
 
 
 def _text(window: np.ndarray, names: set[str]) -> Feeds:
@@ -57,7 +71,7 @@ def _from_file(path: Path, graph: gs.Graph) -> Feeds:
     try:
         with np.load(path, allow_pickle=False) as file:
             found = dict(file)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, zipfile.BadZipFile) as error:  # TypeError: one array, in an .npy file
         raise PipelineError(f"validate: {path}: cannot be read as an .npz file of arrays: {error}") from error
     wanted = {tensor.name: np.dtype(tensor.dtype) for tensor in graph.inputs}
     if set(found) != set(wanted):

@@ -124,6 +124,13 @@ def test_what_is_for_decoders_only_is_refused(results: Callable[..., Path], conv
         results(f"quantize_matmul: {{bits: 4, block_size: 32, method: {method}}}", convert=convert, kind="bert")
 
 
+@pytest.mark.parametrize(("kind", "positions"), [("bert", 60), ("roberta", 60)])
+def test_windows_longer_than_the_model_are_refused(results: Callable[..., Path], kind: str, positions: int) -> None:
+    longest = positions - (2 if kind == "roberta" else 0)
+    with pytest.raises(PipelineError, match=rf"a window of 64 tokens, but the model has {longest} positions. Set validate"):
+        results("quantize_matmul: {bits: 4, block_size: 32}", convert="", kind=kind, max_position_embeddings=positions)
+
+
 def test_a_quantized_embedding_is_refused(results: Callable[..., Path]) -> None:
     passes = ("quantize_embedding: {bits: 8, block_size: 32}", "quantize_matmul: {bits: 4, block_size: 32}")
     with pytest.raises(Exception, match="quantized by quantize_embedding, which target: mnn has no operator for"):

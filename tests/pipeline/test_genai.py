@@ -11,13 +11,18 @@ from typing import Any
 
 import onnx
 import pytest
+from rich.console import Console
 
 from passes.base import PassError
 from pipeline.check import check_folder
 from pipeline.convert.genai_folder import OnnxruntimeGenai
 from pipeline.convert.same_text import TEXTS
 from pipeline.errors import ConvertError, PipelineError
+from pipeline.plan import make_plan
+from pipeline.recipe import load_recipe
+from pipeline.runner import run_recipe
 from tests.pipeline.test_mnn_files import flip
+from tests.tiny import recipe_text
 
 GENAI = "convert: {target: onnxruntime-genai}"
 NARROW = "narrow_embedding"
@@ -83,6 +88,18 @@ def test_folded_three_bits_take_four_on_the_disk(results: Callable[..., Path]) -
         weights = json.loads((folder / "manifest.json").read_text())["weights"].values()
     codes = sum(one["shape"][0] * one["shape"][1] for one in weights)
     assert sizes["folded"] - sizes["packed"] == pytest.approx(codes / 8, rel=0.02), "a bit more for each code"
+
+
+@pytest.mark.parametrize("three_bit", ["packed", "folded"])
+def test_the_plan_states_its_size(tiny: Callable[..., Path], tmp_path: Path, three_bit: str) -> None:
+    model = tiny("qwen2", max_position_embeddings=4096, vocab_size=2000)
+    path = tmp_path / "mine.yaml"
+    convert = f"convert: {{target: onnxruntime-genai, three_bit: {three_bit}}}"
+    path.write_text(recipe_text(model, NARROW, "quantize_matmul: {bits: 3, block_size: 32}", convert=convert))
+    plan = make_plan(load_recipe(path), tmp_path / "build", None)
+    folder = run_recipe(load_recipe(path), tmp_path / "build", None, Console(quiet=True))
+    made = (folder / "genai" / "model.onnx.data").stat().st_size
+    assert plan.hand_off_bytes() == {"onnxruntime-genai": pytest.approx(made, rel=0.005)}
 
 
 def test_one_recipe_for_two_engines(results: Callable[..., Path]) -> None:

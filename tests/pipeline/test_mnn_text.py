@@ -30,7 +30,7 @@ print("RESULT" + json.dumps([model.apply_chat_template(one) for one in json.load
 
 
 CUTS_REASONING = ("deepseek r1", "qwen 3")
-"""Templates that cut the reasoning out of earlier answers by splitting them; onnxruntime-genai 0.18 leaves it in, and a run says so."""
+"""Templates that cut the reasoning out of earlier answers; onnxruntime-genai 0.18 leaves it in, and a run says so."""
 RENDER_GENAI = """
 import json, sys
 import onnxruntime_genai as genai
