@@ -60,7 +60,7 @@ class QuantizeMatmul(Pass):
         return self.method.calibrated
 
     def apply(self, graph: gs.Graph) -> Outcome:
-        found = _matmuls(graph)
+        found = find_matmuls(graph)
         done = {weight.name for node in graph.nodes if (weight := quantized_weight(node)) is not None}
         if not found:
             taken = f"earlier passes took {', '.join(sorted(done)[:3])}" if done else "no MatMul has a constant 2-D weight"
@@ -90,7 +90,7 @@ class QuantizeMatmul(Pass):
         add_matmul(graph, weight, x, y, self.accuracy_level)
 
 
-def _matmuls(graph: gs.Graph) -> dict[str, tuple[gs.Node, MatmulWeight]]:
+def find_matmuls(graph: gs.Graph) -> dict[str, tuple[gs.Node, MatmulWeight]]:
     """Every MatMul by a constant weight, by layer name."""
     found: dict[str, tuple[gs.Node, MatmulWeight]] = {}
     for node in graph.nodes:

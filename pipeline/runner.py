@@ -20,7 +20,9 @@ from rich.console import Console
 
 from passes._ops import quantized_matmuls, quantized_weight
 from passes._quantized import QuantizedWeight
+from passes.allocate_bits import AllocateBits
 from pipeline import export, validate
+from pipeline.budget import Context, budget_place, resolve_budget
 from pipeline.calibrate import calibrate
 from pipeline.calibration_text import calibration_windows
 from pipeline.channel_scales import find_channel_scales, set_to_one
@@ -91,7 +93,7 @@ def run_recipe(recipe: Recipe, build: Path, model: Path | None, console: Console
     Raises:
         PipelineError, PassError: what is wrong, in a sentence; results already made are kept.
     """
-    target = build / recipe.name
+    target, asked = build / recipe.name, recipe
     with writing(build):
         target.mkdir(parents=True, exist_ok=True)
     with _locked(target), _work_folder(target) as work:
@@ -101,6 +103,7 @@ def run_recipe(recipe: Recipe, build: Path, model: Path | None, console: Console
         console.print(f"{recipe.name}: {export.describe(run.checkpoint)}")
         with writing(build):
             run.graph_file = graph_file = _export(run)
+            recipe = _allocate(run)
             samples = _rehearse(run, graph_file)
             graph = export.load_graph(graph_file, run.checkpoint)
             for step in recipe.passes:
@@ -117,7 +120,10 @@ def run_recipe(recipe: Recipe, build: Path, model: Path | None, console: Console
             for number, options in enumerate(recipe.convert, 1):
                 own = graph if number == len(recipe.convert) else graph.copy()
                 _convert(run, own, options, work, samples[:COMPARED_SAMPLES])
-            (work / "recipe.yaml").write_text(recipe.text, "utf-8")
+            _check_fit(asked, work)
+            (work / "recipe.yaml").write_text(asked.text, "utf-8")
+            if asked is not recipe:
+                (work / "resolved.yaml").write_text(recipe.text, "utf-8")
             manifest = write_manifest(
                 work, recipe, run.checkpoint, steps=run.steps.records, quality=run.quality, hand_offs=run.hand_offs,
                 model={"digest": run.model_digest(), "shards": run.shards()}, weights=run.entries, source_of=run.sources.of,
@@ -148,6 +154,30 @@ def _export(run: Run) -> Path:
 
             entry = run.store.put(record.key, write)
     return entry.file(MODEL)
+
+
+def _allocate(run: Run) -> Recipe:
+    """The recipe to run: one with a budget becomes one with bits for every weight."""
+    if (place := budget_place(run.recipe)) is None:
+        return run.recipe
+    step = run.recipe.passes[place]
+    with run.steps.step("allocate_bits", step.options.model_dump(mode="json")) as (record, report):
+        context = Context(run.recipe, run.checkpoint, run.graph_file, run.model_digest(), run.store, run.sources)
+        run.recipe, notes = resolve_budget(context, place, lambda done: report(done, ""))
+        record.notes += notes
+    return run.recipe
+
+
+def _check_fit(asked: Recipe, work: Path) -> None:
+    """A budget is kept, or the result is not published."""
+    place = budget_place(asked)
+    options = None if place is None else asked.passes[place].options
+    if not isinstance(options, AllocateBits) or options.fit_bytes is None:
+        return
+    folder = work / (TARGETS[asked.convert[0].target].folder if asked.convert else "onnx")
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    if size > options.fit_bytes:
+        raise RuntimeError(f"{folder.name} has {size} bytes, fit: {options.fit} allows {options.fit_bytes}")
 
 
 def _rehearse(run: Run, graph_file: Path) -> list[Feeds]:

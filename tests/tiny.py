@@ -100,7 +100,8 @@ def recipe_text(
 ) -> str:
     """A recipe with the given entries under `passes:`."""
     entries = "\n".join(f"  - {entry}" for entry in passes)
-    return f"model: {model}\nexport: {{task: {task}}}\npasses:\n{entries}\n{validate}\n{convert}\n"
+    export = "" if task == "text-generation-with-past" else f"\nexport: {{task: {task}}}"
+    return f"model: {model}{export}\npasses:\n{entries}\n{validate}\n{convert}\n"
 
 
 def write_sparse_flagship(folder: Path) -> None:

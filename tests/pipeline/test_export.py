@@ -145,7 +145,7 @@ def test_configurations_of_transformers_5_export_the_same(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "mamba"}, "model_type 'mamba' is not supported. Supported: bert, gemma,"),
+        ({"model_type": "mamba"}, "model_type 'mamba' is not supported. Supported: bert, distilbert, gemma,"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "RoPE of the type 'dynamic' changes its frequencies with"),
         ({"rope_parameters": {"rope_theta": 1e4, "rope_type": "longrope"}}, "RoPE of the type 'longrope'"),
         ({"rope_parameters": 3}, "rope_parameters is 3, expected a mapping"),

@@ -109,7 +109,7 @@ MISTAKES = [
     ("windows: 20", "windows: 020", "'020' is a number to base 60 or 8"),
     ("windows: 20", "windows: 20\n  windows: 30", "13:3: 'windows' is here twice; first in line 12. Remove one."),
     ("validate:", "validat:", "11:1: unknown section 'validat'. Did you mean 'validate'?"),
-    ("scale_dtype: fp16", "target: coreml", "target is 'coreml'; expected 'mnn-llm'."),
+    ("scale_dtype: fp16", "target: coreml", "target is 'coreml'; expected 'mnn-llm', 'mnn' or 'onnxruntime-genai'."),
     ("block_size: 64", "scale_dtype: fp32", "14:3: scale_dtype fp16 cannot hold the scales of quantize_matmul (line 7)"),
     (
         "method: mse",

@@ -1,0 +1,96 @@
+"""A budget for the whole model -> bits and block size of every MatMul's weight."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from typing import Annotated, Literal, Self
+
+import onnx_graphsurgeon as gs
+from pydantic import Field, model_validator
+
+from passes._blocks import BlockFormat, ScaleDtype, ZeroPoint
+from passes._method_choice import MethodChoice
+from passes.base import Outcome, Pass, PassError
+from passes.methods.rtn import Rtn
+
+UNITS = {"MB": 10**6, "GB": 10**9}
+Bits = Literal[2, 3, 4, 8]
+BlockSize = Literal[16, 32, 64, 128, 256]
+
+
+class AllocateBits(Pass):
+    """Give every weight the bits and block size that fit a budget with the least expected damage.
+
+    A run measures what each weight costs at each choice and solves the integer programme exactly; what it found is an
+    ordinary recipe of `quantize_matmul`, `resolved.yaml` in the result. That recipe is what runs: this pass itself
+    rewrites nothing.
+    """
+
+    fit: Annotated[str, Field(pattern=r"^\d+(\.\d+)? ?(MB|GB)$")] | None = None
+    """Largest size of the first hand-off's folder (of the ONNX folder, without one), everything counted: `3.2GB`, `900MB`."""
+    bits_per_weight: Annotated[float, Field(gt=0)] | None = None
+    """Instead: stored bits per weight, scales and zero points counted, over the weights that this pass takes."""
+    bits: Annotated[tuple[Bits, ...], Field(min_length=1)] = (2, 3, 4, 8)
+    """Bits to choose from."""
+    block_sizes: Annotated[tuple[BlockSize, ...], Field(min_length=1)] = (32, 64, 128)
+    """Weights per scale to choose from."""
+    sensitivity: Literal["kl", "weight_mse"] = "kl"
+    """What damage is: `kl`, the KL divergence of the model's output when that weight alone is quantized (the model must fit
+    into memory in float); or `weight_mse`, the relative squared error of the weight, which needs no text and no run."""
+    groups: tuple[tuple[str, ...], ...] = ()
+    """Layers that share one choice, by the last part of their names: `[[q_proj, k_proj, v_proj], [gate_proj, up_proj]]`."""
+    symmetric: bool = False
+    """As in `quantize_matmul`."""
+    zero_point: ZeroPoint = "integer"
+    """As in `quantize_matmul`."""
+    method: MethodChoice = Rtn()
+    """As in `quantize_matmul`; damage is measured with `mse` where the method needs to look at inputs."""
+    scale_dtype: ScaleDtype = "fp16"
+    """As in `quantize_matmul`."""
+    include: tuple[str, ...] = ("*",)
+    """Globs on layer names, such as `*.down_proj` or `lm_head`."""
+    exclude: tuple[str, ...] = ()
+    """Globs on layer names to leave as they are; stronger than `include`."""
+    accuracy_level: Annotated[int, Field(ge=0, le=4)] = 4
+    """As in `quantize_matmul`."""
+
+    @model_validator(mode="after")
+    def _check_budget(self) -> Self:
+        if (self.fit is None) == (self.bits_per_weight is None):
+            raise ValueError("say either fit: 3.2GB or bits_per_weight: 3.25, one of them")
+        if self.bits_per_weight is not None and self.bits_per_weight > 9:
+            raise ValueError(
+                f"bits_per_weight: {self.bits_per_weight:g} is more than 8 bits with their scales; nothing is to be chosen"
+            )
+        if self.zero_point == "float" and (self.symmetric or 8 in self.bits):
+            raise ValueError("zero_point: float goes with bits of 2, 3 and 4, and without symmetric")
+        return self
+
+    @property
+    def calibrated(self) -> bool:
+        return self.method.calibrated
+
+    @property
+    def fit_bytes(self) -> int | None:
+        """`fit` in bytes."""
+        if self.fit is None:
+            return None
+        number, unit = re.fullmatch(r"([\d.]+) ?(MB|GB)", self.fit).groups()  # type: ignore[union-attr]
+        return int(float(number) * UNITS[unit])
+
+    def forms(self) -> list[BlockFormat]:
+        """Every choice."""
+        return [
+            BlockFormat(bits, size, self.symmetric, self.scale_dtype, self.zero_point)
+            for bits, size in itertools.product(sorted(set(self.bits)), sorted(set(self.block_sizes)))
+        ]
+
+    def group_of(self, name: str) -> str:
+        """What a layer shares its choice by: its own name, or that of its group beside it."""
+        prefix, _, kind = name.rpartition(".")
+        number = next((i for i, group in enumerate(self.groups) if kind in group), None)
+        return name if number is None else f"{prefix}.{'+'.join(self.groups[number])}"
+
+    def apply(self, graph: gs.Graph) -> Outcome:
+        raise PassError("allocate_bits becomes quantize_matmul before any pass is applied; use it in a recipe that is run.")

@@ -1,0 +1,110 @@
+"""`allocate_bits` in a recipe -> the `quantize_matmul` entries that it stands for: an integer programme, solved exactly."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.sparse import csr_array
+
+from passes._blocks import BlockFormat
+from passes.allocate_bits import AllocateBits
+from passes.quantize_matmul import QuantizeMatmul
+from pipeline.errors import PipelineError
+from pipeline.recipe import Recipe, Step
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """What was chosen for each group of weights.
+
+    Attributes:
+        chosen: by group.
+        damage: expected, the sum over groups.
+        size: bytes of all groups.
+        gap: how far the damage may be from the least possible one, as a share of it.
+    """
+
+    chosen: dict[str, BlockFormat]
+    damage: float
+    size: int
+    gap: float
+
+
+def allocate(
+    damages: dict[tuple[str, BlockFormat], float], sizes: dict[tuple[str, BlockFormat], int], budget: int
+) -> Allocation:
+    """One form for each group so that the sizes sum to at most `budget` bytes and the damages to the least.
+
+    The multiple-choice knapsack as an integer programme, by HiGHS (Huangfu and Hall, doi:10.1007/s12532-017-0130-5).
+
+    Raises:
+        PipelineError: even the smallest forms are larger.
+    """
+    groups, forms = list(dict.fromkeys(g for g, _ in damages)), list(dict.fromkeys(f for _, f in damages))
+    smallest = sum(min(sizes[group, form] for form in forms) for group in groups)
+    if smallest > budget:
+        raise PipelineError(f"the smallest choices take {smallest:,} bytes, {budget:,} are left for them")
+    places = [(group, form) for group in groups for form in forms]
+    cost = np.array([damages[place] for place in places])
+    size = np.array([float(sizes[place]) for place in places])
+    rows = np.repeat(np.arange(len(groups)), len(forms))
+    one_each = csr_array((np.ones(len(places)), (rows, np.arange(len(places)))))
+    scale = max(float(cost.max()), np.finfo(np.float64).tiny)
+    solved = milp(
+        cost / scale, integrality=np.ones(len(places)), bounds=Bounds(0, 1), options={"mip_rel_gap": 0.0, "time_limit": 60.0},
+        constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(size[None] / budget, -np.inf, 1.0)],
+    )  # fmt: skip
+    if solved.x is None:
+        raise PipelineError(f"no allocation was found: {solved.message}")
+    picked = solved.x.reshape(len(groups), len(forms)).argmax(1)
+    chosen = {group: forms[i] for group, i in zip(groups, picked, strict=True)}
+    total = sum(sizes[group, form] for group, form in chosen.items())
+    if total > budget:  # the solver's tolerance is a millionth of the budget
+        return allocate(damages, sizes, budget - (total - budget))
+    return Allocation(chosen, sum(damages[place] for place in chosen.items()), total, float(solved.mip_gap or 0.0))
+
+
+def resolved_steps(step: Step, chosen: dict[str, BlockFormat]) -> list[Step]:
+    """The `quantize_matmul` entries for layers by name and what was chosen for each."""
+    options = step.options
+    assert isinstance(options, AllocateBits)
+    by_form: dict[BlockFormat, list[str]] = defaultdict(list)
+    for name, form in chosen.items():
+        by_form[form].append(name)
+    shared = {name: getattr(options, name) for name in ("symmetric", "zero_point", "method", "scale_dtype", "accuracy_level")}
+    return [
+        Step(
+            "quantize_matmul",
+            QuantizeMatmul(bits=form.bits, block_size=form.block_size, include=tuple(names), **shared),  # type: ignore[arg-type]
+            step.position,
+        )
+        for form, names in sorted(by_form.items(), key=lambda item: (item[0].bits, item[0].block_size))
+    ]
+
+
+def with_steps(recipe: Recipe, place: int, steps: list[Step]) -> Recipe:
+    """`recipe` with `steps` in place of its entry number `place`, and a text that says so."""
+    content: dict[str, Any] = yaml.safe_load(recipe.text)
+    entries = [{step.name: step.options.model_dump(mode="json", exclude_defaults=True)} for step in steps]
+    content["passes"][place : place + 1] = entries
+    for section, names in (("model", ("source",)), ("validate", ("text", "inputs")), ("calibrate", ("text", "prompts"))):
+        _make_absolute(content, section, names, recipe.folder)
+    text = f"# what {recipe.file.name} chose; running this makes the same bytes\n"
+    text += yaml.safe_dump(content, sort_keys=False, width=120)
+    return replace(recipe, passes=(*recipe.passes[:place], *steps, *recipe.passes[place + 1 :]), text=text)
+
+
+def _make_absolute(content: dict[str, Any], section: str, names: tuple[str, ...], folder: Path) -> None:
+    """Paths are relative to the recipe that they stand in; this one will lie elsewhere."""
+    value = content.get(section)
+    if isinstance(value, str) and value.startswith("."):
+        content[section] = str((folder / value).resolve())
+    for name in names:
+        if isinstance(value, dict) and isinstance(path := value.get(name), str) and (folder / path).exists():
+            value[name] = str((folder / path).resolve())
