@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 MODEL := $(if $(model),--model $(model))
 
-.PHONY: run plan check test lint schema bench bench-accuracy bench-decode bench-peers clean help
+.PHONY: run plan check test lint schema bench bench-accuracy bench-decode bench-fit bench-peers clean help
 .DEFAULT_GOAL := run
 
 run: $(READY)  ## make recipe=NAME [model=FOLDER]: run a recipe
@@ -34,6 +34,9 @@ bench-accuracy: $(READY)  ## make bench-accuracy [bits="3 2"] [blocks=64]: quali
 
 bench-decode: $(READY)  ## make bench-decode [shape=0.5b]: tokens per second, ours beside onnxruntime-genai's builder and the plain graph
 	@$(BIN)/python -m tests.bench.decode $(if $(shape),--shape $(shape))
+
+bench-fit: $(READY)  ## mixed bits against uniform ones of the same size
+	@$(BIN)/python -m tests.bench.fit
 
 bench-peers: $(READY)  ## the README's table: onnxruntime's quantizer and MNN's converter beside ours
 	@$(BIN)/python -m tests.bench.peers

@@ -89,10 +89,11 @@ def resolve_budget(context: Context, place: int, progress: Progress) -> tuple[Re
         solved = allocate(grouped[0], grouped[1], budget)
     except PipelineError as error:
         smallest = sum(min(sizes[one.name, form] for form in forms) for one in layers)
+        least = _least(options, smallest, fixed, layers)
         raise PipelineError(
-            f"{recipe.file}: {_asked(options)} cannot be met: {error}. The least is {_least(options, smallest, fixed, layers)}: "
-            f"all weights at {min(options.bits)} bits in blocks of {max(options.block_sizes)}, and {megabytes(fixed)} that "
-            "no choice changes (embedding, norms, tokenizer, graph, layers that other passes take)."
+            f"{recipe.file}: {_asked(options)} cannot be met: {error}. The least is {least}: all weights at "
+            f"{min(options.bits)} bits in blocks of {max(options.block_sizes)}, and {megabytes(fixed)} that no "
+            "choice changes (embedding, norms, tokenizer, graph, layers that other passes take)."
         ) from error
     chosen = {one.name: solved.chosen[options.group_of(one.name)] for one in layers}
     return with_steps(recipe, place, resolved_steps(step, chosen)), _remarks(options, solved, chosen, layers)

@@ -16,8 +16,10 @@ from passes._blocks import ScaleDtype
 from passes._ops import quantized_weight
 from passes._quantized import Part, QuantizedWeight
 from passes._weights import Weight, widened
+from passes.allocate_bits import AllocateBits
 from pipeline.checkpoint import Checkpoint, CheckpointWeight
 from pipeline.convert.mnn_weights import MnnLayer
+from pipeline.errors import PipelineError
 from pipeline.export import check_config, is_decoder
 from pipeline.hub import resolve
 from pipeline.onnx_source import OnnxModel
@@ -165,6 +167,11 @@ def make_plan(recipe: Recipe, build: Path, model: Path | None) -> Plan:
         check_config(checkpoint, recipe.export)
         graph = sketch(checkpoint)
     for step in recipe.passes:
+        if isinstance(step.options, AllocateBits):
+            raise PipelineError(
+                f"{recipe.file}: nobody can plan what allocate_bits will choose before it has measured. Run the recipe; its "
+                f"{step.options.fit or 'budget'} is kept, and the result's resolved.yaml can be planned."
+            )
         if not step.options.keeps_shapes:
             step.apply(graph)
     return plan_of(recipe, checkpoint, graph, build)

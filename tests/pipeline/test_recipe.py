@@ -47,7 +47,7 @@ def test_shipped_recipes_load_and_explain_themselves(path: Path) -> None:
     assert recipe.name == path.stem
     assert recipe.convert
     assert recipe.validate is not None
-    quantized = [step for step in recipe.passes if step.name == "quantize_matmul"]
+    quantized = [step for step in recipe.passes if step.name in ("quantize_matmul", "allocate_bits")]
     assert quantized
     assert recipe.text.count("#") >= 8, "a reader should be able to change it without the manual"
 
@@ -67,7 +67,7 @@ def test_the_schema_in_the_repository_is_current() -> None:
     assert kept == recipe_schema(), "run `make schema`"
     assert set(names_in(passes)) <= {
         entry["const"] for entry in kept["properties"]["passes"]["items"]["anyOf"] if "const" in entry
-    } | {"quantize_matmul", "quantize_embedding"}
+    } | {"quantize_matmul", "quantize_embedding", "allocate_bits", "fuse_attention"}, "those have options that must be given"
 
 
 def test_a_good_recipe_says_what_it_says(tmp_path: Path) -> None:

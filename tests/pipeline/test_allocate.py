@@ -1,0 +1,179 @@
+"""Budgets: never exceeded, spent in the best way, and what is said when they cannot be met."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from passes._blocks import BlockFormat
+from passes.allocate_bits import AllocateBits
+from passes.base import PassError
+from pipeline.allocate import allocate
+from pipeline.errors import PipelineError, RecipeError
+from pipeline.recipe import load_recipe
+from pipeline.runner import run_recipe
+from tests.graphs import graph, random
+from tests.tiny import recipe_text
+
+FORMS = [BlockFormat(bits, 32, False, "fp16") for bits in (2, 3, 4)]
+QUIET = Console(quiet=True)
+
+
+@settings(max_examples=100)
+@given(
+    st.lists(st.tuples(st.integers(1, 10**6), st.lists(st.floats(0, 10), min_size=3, max_size=3)), min_size=1, max_size=6),
+    st.floats(0, 1),
+)
+def test_the_choice_is_the_best_of_all_that_fit(weights: list[tuple[int, list[float]]], share: float) -> None:
+    sizes = {(f"w{i}", form): count * form.bits for i, (count, _) in enumerate(weights) for form in FORMS}
+    damages = {(f"w{i}", form): d for i, (_, damage) in enumerate(weights) for form, d in zip(FORMS, damage, strict=True)}
+    least = sum(min(sizes[f"w{i}", form] for form in FORMS) for i in range(len(weights)))
+    most = sum(max(sizes[f"w{i}", form] for form in FORMS) for i in range(len(weights)))
+    budget = int(least + share * (most - least))
+    found = allocate(damages, sizes, budget)
+    assert found.size == sum(sizes[name, form] for name, form in found.chosen.items()) <= budget
+    every = itertools.product(FORMS, repeat=len(weights))
+    fitting = [one for one in every if sum(sizes[f"w{i}", form] for i, form in enumerate(one)) <= budget]
+    best = min(sum(damages[f"w{i}", form] for i, form in enumerate(one)) for one in fitting)
+    assert found.damage == pytest.approx(best, rel=1e-5, abs=1e-6)
+
+
+def test_a_budget_below_the_smallest_is_refused() -> None:
+    sizes: dict[tuple[str, BlockFormat], int] = {("w", form): 100 * form.bits for form in FORMS}
+    with pytest.raises(PipelineError, match="the smallest choices take 200 bytes, 199 are left"):
+        allocate(dict.fromkeys(sizes, 1.0), sizes, 199)
+
+
+def test_hundreds_of_weights_take_seconds_at_most() -> None:
+    """The shape of 7B: 197 weights, a dozen choices each."""
+    generator = np.random.default_rng(0)
+    forms = [BlockFormat(bits, size, False, "fp16") for bits in (2, 3, 4, 8) for size in (32, 64, 128)]
+    names = [f"w{i}" for i in range(197)]
+    sizes = {
+        (n, f): int(s * (f.bits + 32 / f.block_size))
+        for n, s in zip(names, generator.integers(1, 70, 197) * 10**6, strict=True)
+        for f in forms
+    }
+    damages = {
+        (n, f): float(d * 4.0**-f.bits * f.block_size**0.3)
+        for n, d in zip(names, generator.lognormal(0, 1, 197), strict=True)
+        for f in forms
+    }
+    budget = sum(sizes[n, forms[4]] for n in names)
+    found = allocate(damages, sizes, budget)
+    assert found.size <= budget
+    assert found.size > 0.999 * budget
+    assert found.gap < 1e-3
+
+
+def run(tmp_path: Path, model: Path, options: str, convert: str = "convert: {}", name: str = "mine") -> Path:
+    path = tmp_path / f"{name}.yaml"
+    text = recipe_text(
+        model, "narrow_embedding", f"allocate_bits: {options}", convert=convert, validate="validate: {window: 64, windows: 2}"
+    )
+    path.write_text(text, "utf-8")
+    return run_recipe(load_recipe(path), tmp_path / "build", None, QUIET)
+
+
+def forms_of(folder: Path) -> dict[str, tuple[int, int]]:
+    weights = json.loads((folder / "manifest.json").read_text("utf-8"))["weights"]
+    return {name: (one["bits"], one["block_size"]) for name, one in weights.items()}
+
+
+@pytest.mark.parametrize("sensitivity", ["kl", "weight_mse"])
+def test_bits_are_spent_where_they_matter(
+    tiny: Callable[..., Path], tmp_path: Path, in_process: None, sensitivity: str
+) -> None:
+    options = f"{{bits_per_weight: 4, block_sizes: [32], sensitivity: {sensitivity}, method: mse}}"
+    folder = run(tmp_path, tiny("llama"), options)
+    found = forms_of(folder)
+    assert len({bits for bits, _ in found.values()}) > 1
+    manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+    notes = next(step["notes"] for step in manifest["steps"] if step["name"] == "allocate_bits")
+    assert notes[0].startswith("15 weights in 0.0")
+    assert "0.0% above the least possible" in notes[2]
+
+
+def test_the_resolved_recipe_makes_the_same_bytes(tiny: Callable[..., Path], tmp_path: Path, in_process: None) -> None:
+    folder = run(tmp_path, tiny("llama"), "{bits_per_weight: 4, block_sizes: [32, 64], sensitivity: weight_mse}")
+    again = run_recipe(load_recipe(folder / "resolved.yaml"), tmp_path / "other", None, QUIET)
+    first, second = (json.loads((one / "manifest.json").read_text())["files"] for one in (folder, again))
+    assert [first[name] for name in first if name.startswith(("onnx", "mnn"))] == [
+        second[name] for name in second if name.startswith(("onnx", "mnn"))
+    ]
+
+
+def test_groups_share_their_choice(tiny: Callable[..., Path], tmp_path: Path, in_process: None) -> None:
+    groups = "[[q_proj, k_proj, v_proj], [gate_proj, up_proj]]"
+    options = f"{{bits_per_weight: 4.2, block_sizes: [32], sensitivity: weight_mse, groups: {groups}}}"
+    found = forms_of(run(tmp_path, tiny("llama"), options))
+    for i in range(2):
+        assert len({found[f"model.layers.{i}.self_attn.{part}_proj"] for part in "qkv"}) == 1
+        assert len({found[f"model.layers.{i}.mlp.{part}_proj"] for part in ("gate", "up")}) == 1
+
+
+@pytest.mark.parametrize(
+    ("convert", "folder"), [("convert: {}", "mnn"), ("convert: {target: onnxruntime-genai}", "genai"), ("", "onnx")]
+)
+def test_a_folder_fits(tiny: Callable[..., Path], tmp_path: Path, in_process: None, convert: str, folder: str) -> None:
+    model = tiny("llama", hidden_size=256, intermediate_size=768, num_hidden_layers=2)
+    options = "{{fit: {fit}, block_sizes: [64], sensitivity: weight_mse}}"
+    made = run(tmp_path, model, options.format(fit="1.25MB"), convert)
+    size = sum(file.stat().st_size for file in (made / folder).iterdir())
+    assert 0.75 * 1.25e6 < size <= 1.25e6
+    with pytest.raises(
+        PipelineError, match=r"fit: 0.1MB cannot be met: .* The least is \d\.\d\d MB: all weights at 2 bits in blocks of 64"
+    ):
+        run(tmp_path, model, options.format(fit="0.1MB"), convert)
+
+
+def test_a_second_budget_measures_nothing(
+    tiny: Callable[..., Path], tmp_path: Path, in_process: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path, tiny("llama"), "{bits_per_weight: 4, block_sizes: [32], bits: [2, 4]}")
+
+    def fail(*_: Any) -> None:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr("pipeline.sensitivity.open_reference", fail)
+    run(tmp_path, tiny("llama"), "{bits_per_weight: 4.5, block_sizes: [32], bits: [2, 4]}", name="other")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("{}", "say either fit: 3.2GB or bits_per_weight: 3.25"),
+        ("{fit: 3GB, bits_per_weight: 3}", "say either fit: 3.2GB or bits_per_weight: 3.25"),
+        ("{bits_per_weight: 12}", "bits_per_weight: 12 is more than 8 bits with their scales"),
+        ("{fit: 3 bananas}", "fit is '3 bananas'"),
+        ("{fit: 3GB, zero_point: float}", "zero_point: float goes with bits of 2, 3 and 4"),
+        ("{bits_per_weight: 3, bits: [5]}", "expected 2, 3, 4 or 8"),
+    ],
+)
+def test_budgets_that_say_nothing(tmp_path: Path, options: str, message: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(recipe_text("./x", f"allocate_bits: {options}"), "utf-8")
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(path)
+
+
+def test_what_cannot_be_measured_is_said(
+    tiny: Callable[..., Path], tmp_path: Path, in_process: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.budget.too_large", lambda checkpoint: "the weights in float need 45.7 GB of memory")
+    with pytest.raises(
+        PipelineError, match="sensitivity: kl is not possible, the weights in float need 45.7 GB .* Set sensitivity: weight_mse"
+    ):
+        run(tmp_path, tiny("llama"), "{bits_per_weight: 4}")
+    with pytest.raises(PassError, match="allocate_bits becomes quantize_matmul before any pass is applied"):
+        text = "g (float[2, 32] x) => (float[2, 8] y) { y = MatMul (x, a__weight) }"
+        AllocateBits(bits_per_weight=3).apply(graph(text, a__weight=random(32, 8)))
