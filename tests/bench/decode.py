@@ -110,14 +110,15 @@ def build_with_builder(model: Path, folder: Path) -> tuple[Path, int]:
 
 
 def make(model: Path, folder: Path, bits: int, three_bit: str) -> tuple[Path, int]:
-    """Our result, and the peak memory of every step that makes it (the comparison of engines makes nothing)."""
+    """Our result, and the peak memory of every step that makes its folder for genai (comparing engines makes nothing)."""
     recipe = folder / f"q{bits}-{three_bit}.yaml"
     recipe.write_text(RECIPE.format(model=model, bits=bits, three_bit=three_bit), "utf-8")
     command = [sys.executable, "-m", "pipeline", "run", str(recipe), "--build", str(folder / "build")]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     made = folder / "build" / recipe.stem
     steps = json.loads((made / "manifest.json").read_text("utf-8"))["steps"]
-    return made, max(step["peak_rss_bytes"] for step in steps if step["name"] != "compare runtimes")
+    compared = next(i for i, step in enumerate(steps) if step["name"] == "compare runtimes")
+    return made, max(step["peak_rss_bytes"] for step in steps[:compared])
 
 
 def run_worker(engine: str, path: Path) -> dict[str, float]:
