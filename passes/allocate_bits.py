@@ -9,17 +9,16 @@ from typing import Annotated, Literal, Self
 import onnx_graphsurgeon as gs
 from pydantic import Field, model_validator
 
-from passes._blocks import BlockFormat, ScaleDtype, ZeroPoint
-from passes._method_choice import MethodChoice
-from passes.base import Outcome, Pass, PassError
-from passes.methods.rtn import Rtn
+from passes._blocks import BlockFormat
+from passes._matmul_options import MatmulOptions
+from passes.base import Outcome, PassError
 
 UNITS = {"MB": 10**6, "GB": 10**9}
 Bits = Literal[2, 3, 4, 8]
 BlockSize = Literal[16, 32, 64, 128, 256]
 
 
-class AllocateBits(Pass):
+class AllocateBits(MatmulOptions):
     """Give every weight the bits and block size that fit a budget with the least expected damage.
 
     A run measures what each weight costs at each choice and solves the integer programme exactly; what it found is an
@@ -40,20 +39,6 @@ class AllocateBits(Pass):
     into memory in float); or `weight_mse`, the relative squared error of the weight, which needs no text and no run."""
     groups: tuple[tuple[str, ...], ...] = ()
     """Layers that share one choice, by the last part of their names: `[[q_proj, k_proj, v_proj], [gate_proj, up_proj]]`."""
-    symmetric: bool = False
-    """As in `quantize_matmul`."""
-    zero_point: ZeroPoint = "integer"
-    """As in `quantize_matmul`."""
-    method: MethodChoice = Rtn()
-    """As in `quantize_matmul`; damage is measured with `mse` where the method needs to look at inputs."""
-    scale_dtype: ScaleDtype = "fp16"
-    """As in `quantize_matmul`."""
-    include: tuple[str, ...] = ("*",)
-    """Globs on layer names, such as `*.down_proj` or `lm_head`."""
-    exclude: tuple[str, ...] = ()
-    """Globs on layer names to leave as they are; stronger than `include`."""
-    accuracy_level: Annotated[int, Field(ge=0, le=4)] = 4
-    """As in `quantize_matmul`."""
 
     @model_validator(mode="after")
     def _check_budget(self) -> Self:
@@ -66,10 +51,6 @@ class AllocateBits(Pass):
         if self.zero_point == "float" and (self.symmetric or 8 in self.bits):
             raise ValueError("zero_point: float goes with bits of 2, 3 and 4, and without symmetric")
         return self
-
-    @property
-    def calibrated(self) -> bool:
-        return self.method.calibrated
 
     @property
     def fit_bytes(self) -> int | None:

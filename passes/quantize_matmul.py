@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
 import onnx_graphsurgeon as gs
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
-from passes._blocks import BlockFormat, ScaleDtype, ZeroPoint
+from passes._blocks import BlockFormat
 from passes._match import MatmulWeight, matmul_weight
-from passes._method_choice import MethodChoice
+from passes._matmul_options import MatmulOptions
 from passes._names import layer_name, select
 from passes._ops import add_matmul, quantized_weight
 from passes._quantized import QuantizedWeight
-from passes.base import Outcome, Pass, PassError
-from passes.methods.rtn import Rtn
+from passes.base import Outcome, PassError
 
 
-class QuantizeMatmul(Pass):
+class QuantizeMatmul(MatmulOptions):
     """Block-quantize the constant right-hand side of every matching MatMul.
 
     Cases: the weight may be stored [N, K] behind a Transpose (as PyTorch exports it) or [K, N]; K need not
@@ -29,21 +28,6 @@ class QuantizeMatmul(Pass):
     """Bits of a code: MNN's `quant_bit` (for lm_head its `lm_quant_bit`)."""
     block_size: Literal[16, 32, 64, 128, 256] = 128
     """Weights along K that share one scale: MNN's `quant_block`, elsewhere "group size"."""
-    symmetric: bool = False
-    """Without zero points: smaller by bits / block_size per weight, less accurate at 2 and 3 bits."""
-    zero_point: ZeroPoint = "integer"
-    """`float`: more accurate, and free in MNN, which stores offsets anyway; onnxruntime's file grows by 16 bits a block and
-    is computed in float32, slowly."""
-    method: MethodChoice = Rtn()
-    """How codes are chosen: a file of passes/methods/."""
-    scale_dtype: ScaleDtype = "fp16"
-    """fp16 halves the scales; they are chosen so that fp16 holds them and MNN's offsets exactly."""
-    include: tuple[str, ...] = ("*",)
-    """Globs on layer names, such as `*.down_proj` or `lm_head`."""
-    exclude: tuple[str, ...] = ()
-    """Globs on layer names to leave as they are; stronger than `include`."""
-    accuracy_level: Annotated[int, Field(ge=0, le=4)] = 4
-    """onnxruntime's arithmetic: 4 = int8 activations (fast), 0 = float32 (exact)."""
 
     @model_validator(mode="after")
     def _check_zero_point(self) -> Self:
@@ -54,10 +38,6 @@ class QuantizeMatmul(Pass):
                 "onnxruntime runs float zero points at 2, 3 and 4 bits only; at 8 bits leave zero_point: float out"
             )
         return self
-
-    @property
-    def calibrated(self) -> bool:
-        return self.method.calibrated
 
     def apply(self, graph: gs.Graph) -> Outcome:
         found = find_matmuls(graph)

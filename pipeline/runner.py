@@ -9,7 +9,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +18,16 @@ import onnx_graphsurgeon as gs
 from rich.console import Console
 
 from passes._ops import quantized_matmuls, quantized_weight
-from passes._quantized import QuantizedWeight
 from passes.allocate_bits import AllocateBits
 from pipeline import export, validate
 from pipeline.budget import Context, budget_place, resolve_budget
 from pipeline.calibrate import calibrate
 from pipeline.calibration_text import calibration_windows
 from pipeline.channel_scales import find_channel_scales, set_to_one
-from pipeline.checkpoint import SIDE_FILES, Checkpoint
-from pipeline.convert.target import Target
+from pipeline.checkpoint import SIDE_FILES
 from pipeline.convert.targets import TARGETS
 from pipeline.errors import PipelineError, ValidationFailed
+from pipeline.hand_off import hand_off
 from pipeline.hub import resolve
 from pipeline.isolate import isolated
 from pipeline.manifest import MANIFEST, write_manifest
@@ -37,54 +35,18 @@ from pipeline.onnx_file import DATA, MODEL, DataFile, exported, external_weights
 from pipeline.onnx_source import OnnxModel
 from pipeline.pieces import Feeds
 from pipeline.plan import Plan, plan_of
-from pipeline.recipe import Convert, Recipe, Step, Validate
+from pipeline.recipe import Recipe, Step, Validate
 from pipeline.report import megabytes, show_result
-from pipeline.samples import decoder_samples, samples_digest, samples_for
-from pipeline.steps import Record, Steps
-from pipeline.store import Entry, Store, digest, sha256, source_digest, versions, writing
+from pipeline.run import RUNTIME_LIBRARIES, Run, recall
+from pipeline.samples import decoder_samples, samples_for
+from pipeline.steps import Steps
+from pipeline.store import Store, digest, source_digest, versions, writing
 from pipeline.validate_outputs import compare_outputs
 from pipeline.weights import SourceDigests, entry_of, stream_weights
 
 EXPORT_LIBRARIES = ("torch", "transformers", "optimum", "optimum-onnx", "onnx")
-RUNTIME_LIBRARIES = ("onnxruntime", "onnx", "tokenizers")
 COMPARED_SAMPLES = 4
 """Samples of the validation (windows of text) that both runtimes are compared on."""
-
-
-@dataclass
-class Run:
-    """Everything a run knows; filled from top to bottom."""
-
-    recipe: Recipe
-    checkpoint: Checkpoint
-    store: Store
-    steps: Steps
-    sources: SourceDigests
-    graph_file: Path = Path()
-    entries: dict[QuantizedWeight, Entry] = field(default_factory=dict)
-    quality: dict[str, Any] = field(default_factory=dict)
-    hand_offs: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    @property
-    def decoder(self) -> bool:
-        """Whether the model generates text."""
-        return export.is_decoder(self.checkpoint, self.recipe.export)
-
-    def made(self) -> dict[str, str]:
-        """Keys of the quantized weights, by name."""
-        return {weight.name: entry.folder.name for weight, entry in self.entries.items()}
-
-    def shards(self) -> dict[str, dict[str, str]]:
-        """SHA-256 of every tensor of the checkpoint, by file (in the Hub's cache, its own SHA-256) and name."""
-        found: dict[str, dict[str, str]] = {}
-        for name, weight in sorted(self.checkpoint.weights.items()):
-            found.setdefault(weight.file.name, {})[name] = self.sources.of(weight)
-        return found
-
-    def model_digest(self) -> str:
-        """SHA-256 over the configuration and every tensor of the checkpoint, wherever it lies."""
-        tensors = {name: sha for shard in self.shards().values() for name, sha in shard.items()}
-        return digest(self.checkpoint.config, tensors)
 
 
 def run_recipe(recipe: Recipe, build: Path, model: Path | None, console: Console) -> Path:
@@ -119,7 +81,7 @@ def run_recipe(recipe: Recipe, build: Path, model: Path | None, console: Console
                 validating(run, graph_file, work / "onnx", samples)
             for number, options in enumerate(recipe.convert, 1):
                 own = graph if number == len(recipe.convert) else graph.copy()
-                _convert(run, own, options, work, samples[:COMPARED_SAMPLES])
+                hand_off(run, own, options, work, samples[:COMPARED_SAMPLES])
             _check_fit(asked, work)
             (work / "recipe.yaml").write_text(asked.text, "utf-8")
             if asked is not recipe:
@@ -350,57 +312,7 @@ def _validate(run: Run, graph_file: Path, folder: Path, samples: list[Feeds]) ->
                 graph_file, run.checkpoint, reference.file("hidden.npy"), folder / MODEL, windows, lambda done: report(done, "")
             )
 
-        run.quality["onnxruntime"] = _recall(run, record, compute)
-
-
-def _recall(run: Run, record: Record, compute: Any) -> dict[str, Any]:
-    """Figures from the store, or computed and stored."""
-    entry = run.store.get(record.key)
-    record.cached = entry is not None
-    return (entry or run.store.put(record.key, lambda _: compute())).facts
-
-
-def _convert(run: Run, graph: gs.Graph, options: Convert, work: Path, samples: list[Feeds]) -> None:
-    target = TARGETS[options.target](options, run.checkpoint)
-    source = TARGETS[options.target].__module__
-    model_file, folder, scratch = work / "onnx" / MODEL, work / target.folder, work / "scratch"
-    folder.mkdir()
-    scratch.mkdir()
-    before = run.steps.records[-1].key
-    with run.steps.step("lower", {"target": options.target}) as (record, _):
-        record.key = digest(before, source_digest(source))
-        error = target.lower(graph, model_file, samples)
-        if error is not None:
-            record.notes.append(f"logits within {error:.1e} of the quantized graph's")
-    with run.steps.step("convert", options.model_dump(mode="json")) as (record, report):
-        record.key = digest(run.steps.records[-1].key, record.options, versions(("MNN",)))
-        record.notes += target.write(model_file, folder, scratch, lambda done: report(done, ""))
-    with run.steps.step("prove", {}) as (record, _):
-        proven = target.prove(model_file, folder, scratch)
-        record.notes.append(f"{proven.weights_checked:,} codes of {proven.layers} layers are equal, with their scales")
-    with run.steps.step("compare runtimes", {}) as (record, _):
-        figures = _compare(run, record, target, model_file, folder, samples, scratch)
-    run.hand_offs[target.folder] = {
-        "target": options.target, "bit_exact": True, "weights_checked": proven.weights_checked,
-        "scale_dtype": options.scale_dtype, "lowering_relative_error": error,
-        "max_relative_error": figures.get(target.exact, {}).get("relative_error"),
-    }  # fmt: skip
-    run.quality[target.folder] = figures
-    shutil.rmtree(scratch)
-
-
-def _compare(
-    run: Run, record: Record, target: Target, model_file: Path, folder: Path, samples: list[Feeds], scratch: Path
-) -> dict[str, Any]:
-    reason = validate.too_large(run.checkpoint) or target.missing()
-    if reason is not None:
-        record.notes.append(f"runtimes not compared: {reason}")
-        return {"skipped": reason}
-    record.key = digest(
-        run.steps.records[-2].key, run.model_digest(), sha256(run.graph_file), samples_digest(samples),
-        [source_digest(one) for one in target.sources], versions((*target.packages, *RUNTIME_LIBRARIES)), run.made(),
-    )  # fmt: skip
-    return _recall(run, record, lambda: target.compare(model_file, folder, samples, scratch))
+        run.quality["onnxruntime"] = recall(run, record, compute)
 
 
 def _check_gates(recipe: Recipe, manifest: dict[str, Any], console: Console) -> None:

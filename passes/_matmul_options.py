@@ -1,0 +1,36 @@
+"""What every pass that quantizes MatMuls is told: which, how codes are chosen, and how they are stored and run."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from passes._blocks import ScaleDtype, ZeroPoint
+from passes._method_choice import MethodChoice
+from passes.base import Pass
+from passes.methods.rtn import Rtn
+
+
+class MatmulOptions(Pass):
+    """Options that `quantize_matmul` and `allocate_bits` share."""
+
+    symmetric: bool = False
+    """Without zero points: smaller by bits / block_size per weight, less accurate at 2 and 3 bits."""
+    zero_point: ZeroPoint = "integer"
+    """`float`: more accurate, and free in MNN, which stores offsets anyway; onnxruntime's file grows by 16 bits a block and
+    is computed in float32, slowly."""
+    method: MethodChoice = Rtn()
+    """How codes are chosen: a file of passes/methods/."""
+    scale_dtype: ScaleDtype = "fp16"
+    """fp16 halves the scales; they are chosen so that fp16 holds them and MNN's offsets exactly."""
+    include: tuple[str, ...] = ("*",)
+    """Globs on layer names, such as `*.down_proj` or `lm_head`."""
+    exclude: tuple[str, ...] = ()
+    """Globs on layer names to leave as they are; stronger than `include`."""
+    accuracy_level: Annotated[int, Field(ge=0, le=4)] = 4
+    """onnxruntime's arithmetic: 4 = int8 activations (fast), 0 = float32 (exact)."""
+
+    @property
+    def calibrated(self) -> bool:
+        return self.method.calibrated

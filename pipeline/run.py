@@ -1,0 +1,60 @@
+"""What a run knows, filled from top to bottom."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from passes._quantized import QuantizedWeight
+from pipeline import export
+from pipeline.checkpoint import Checkpoint
+from pipeline.recipe import Recipe
+from pipeline.steps import Record, Steps
+from pipeline.store import Entry, Store, digest
+from pipeline.weights import SourceDigests
+
+RUNTIME_LIBRARIES = ("onnxruntime", "onnx", "tokenizers")
+
+
+@dataclass
+class Run:
+    """Everything a run knows; filled from top to bottom."""
+
+    recipe: Recipe
+    checkpoint: Checkpoint
+    store: Store
+    steps: Steps
+    sources: SourceDigests
+    graph_file: Path = Path()
+    entries: dict[QuantizedWeight, Entry] = field(default_factory=dict)
+    quality: dict[str, Any] = field(default_factory=dict)
+    hand_offs: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def decoder(self) -> bool:
+        """Whether the model generates text."""
+        return export.is_decoder(self.checkpoint, self.recipe.export)
+
+    def made(self) -> dict[str, str]:
+        """Keys of the quantized weights, by name."""
+        return {weight.name: entry.folder.name for weight, entry in self.entries.items()}
+
+    def shards(self) -> dict[str, dict[str, str]]:
+        """SHA-256 of every tensor of the checkpoint, by file (in the Hub's cache, its own SHA-256) and name."""
+        found: dict[str, dict[str, str]] = {}
+        for name, weight in sorted(self.checkpoint.weights.items()):
+            found.setdefault(weight.file.name, {})[name] = self.sources.of(weight)
+        return found
+
+    def model_digest(self) -> str:
+        """SHA-256 over the configuration and every tensor of the checkpoint, wherever it lies."""
+        tensors = {name: sha for shard in self.shards().values() for name, sha in shard.items()}
+        return digest(self.checkpoint.config, tensors)
+
+
+def recall(run: Run, record: Record, compute: Any) -> dict[str, Any]:
+    """Figures from the store, or computed and stored."""
+    entry = run.store.get(record.key)
+    record.cached = entry is not None
+    return (entry or run.store.put(record.key, lambda _: compute())).facts
