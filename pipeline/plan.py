@@ -17,6 +17,7 @@ from passes._ops import quantized_weight
 from passes._quantized import Part, QuantizedWeight
 from passes._weights import Weight, widened
 from passes.allocate_bits import AllocateBits
+from pipeline.bits_map import bits_map
 from pipeline.checkpoint import Checkpoint, CheckpointWeight
 from pipeline.convert.mnn_weights import MnnLayer
 from pipeline.errors import PipelineError
@@ -280,7 +281,8 @@ def plan_tables(plan: Plan) -> list[Table]:
     totals.add_row("memory needed", f"about {megabytes(plan.memory_bytes)}")
     totals.add_row("time expected", f"about {_duration(plan.seconds)} on 2 cores and a disk of 500 MB/s")
     totals.add_row("steps", ", ".join(steps))
-    return [layers, totals]
+    bits = bits_map({one.weight.name: (one.weight.form.bits, one.weight.form.block_size) for one in plan.weights})
+    return [layers, *([] if bits is None else [bits]), totals]
 
 
 def _duration(seconds: float) -> str:

@@ -8,6 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.bits_map import bits_map
+
 ENGINES = {"mnn": "MNN", "genai": "genai"}
 """What hand-offs are called in tables, by their folders."""
 MODES = {
@@ -19,6 +21,8 @@ MODES = {
 def show_result(console: Console, manifest: dict[str, Any], folder: Path) -> None:
     """Print size, quality and proof of a finished run, and where the files are."""
     console.print(closing_table(manifest))
+    if (bits := bits_map({name: (one["bits"], one["block_size"]) for name, one in manifest["weights"].items()})) is not None:
+        console.print(bits)
     for kind in ("onnx", *manifest["hand_offs"]):
         console.print(f"  {folder / kind}", soft_wrap=True, highlight=False)
 
