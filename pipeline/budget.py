@@ -29,7 +29,7 @@ from pipeline.plan import plan_of, unfolded_bytes
 from pipeline.recipe import Calibrate, Recipe
 from pipeline.report import megabytes
 from pipeline.sensitivity import Layer, OutputDivergence, Progress, weight_errors
-from pipeline.store import Store
+from pipeline.store import Store, digest
 from pipeline.validate import too_large
 from pipeline.weights import SourceDigests
 
@@ -107,9 +107,9 @@ def _damages(
     context: Context, place: int, options: AllocateBits, forms: list[BlockFormat], method: Method, progress: Progress
 ) -> dict[tuple[str, BlockFormat], float]:
     graph = load_graph(context.graph_file, context.checkpoint)
-    for before in context.recipe.passes[:place]:
-        if not before.name.startswith("quantize_"):  # float, so that one session runs it
-            before.apply(graph)
+    applied = [step for step in context.recipe.passes[:place] if not step.name.startswith("quantize_")]
+    for before in applied:  # float, so that one session runs it
+        before.apply(graph)
     found = find_matmuls(graph)
     others = select(list(found), options.include, options.exclude, also=set())
     layers = [Layer(name, node, operand.weight) for name, (node, operand) in found.items() if name not in others]
@@ -120,7 +120,8 @@ def _damages(
     if (reason := too_large(context.checkpoint)) is not None:
         raise PipelineError(f"{context.recipe.file}: sensitivity: kl is not possible, {reason}. Set sensitivity: weight_mse.")
     windows = calibration_windows(WINDOWS, context.recipe.folder, context.checkpoint, context.model_digest, context.store)
-    divergence = OutputDivergence(graph, layers, windows, context.model_digest, context.store)
+    model = digest(context.model_digest, [(step.name, step.options.model_dump(mode="json")) for step in applied])
+    divergence = OutputDivergence(graph, layers, windows, model, context.store)
     return divergence.measure(forms, method, progress)
 
 

@@ -68,7 +68,7 @@ class OutputDivergence:
     Args:
         graph: float; it is changed: the weights of `layers` become inputs, so that one session serves all.
         windows: token ids int64 [windows, tokens] to compare on.
-        model: digest of the model and its graph.
+        model: digest of the model and of the passes that were applied to it.
     """
 
     def __init__(self, graph: gs.Graph, layers: list[Layer], windows: np.ndarray, model: str, store: Store) -> None:
