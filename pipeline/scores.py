@@ -86,5 +86,6 @@ def summarize(scores: np.ndarray) -> Quality:
 
 
 def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
-    """|found - expected| / |expected| in the Euclidean norm over all elements."""
-    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+    """|found - expected| / |expected| in the Euclidean norm over all elements; 0 where both are nothing but zeros."""
+    size = max(float(np.linalg.norm(expected)), float(np.finfo(np.float32).tiny))
+    return float(np.linalg.norm(found - expected)) / size

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.convert.measured import token_losses
-from pipeline.scores import score_tokens, summarize
+from pipeline.scores import relative_error, score_tokens, summarize
 from tests import reference
 
 
@@ -42,3 +42,10 @@ def test_token_losses_are_the_same_likelihoods() -> None:
     ids = [1, 2, 3, 4, 5, 6]
     expected = score_tokens(logits[:-1], logits[:-1], np.array(ids[1:]))[:, 0]
     np.testing.assert_allclose(token_losses(logits, ids), expected, rtol=1e-9)
+
+
+def test_the_relative_error_of_zeros_is_no_accident() -> None:
+    zeros, ones = np.zeros(3, np.float32), np.ones(3, np.float32)
+    assert relative_error(zeros, zeros) == 0.0
+    assert relative_error(ones, zeros) > 1e30
+    assert relative_error(1.5 * ones, ones) == pytest.approx(0.5)
