@@ -83,7 +83,7 @@ def resolve_budget(context: Context, place: int, progress: Progress) -> tuple[Re
     forms, method = options.forms(), _measurable(options.method)
     sizes = {(one.name, form): _size(recipe, one, form, method) for one in layers for form in forms}
     budget, fixed = _budget(context, place, graph, layers, sizes)
-    damages = _damages(context, place, options, forms, method, progress)
+    damages = _damages(context, place, taken, forms, method, progress)
     grouped = [_grouped(options, values) for values in (damages, sizes)]
     try:
         solved = allocate(grouped[0], grouped[1], budget)
@@ -104,15 +104,16 @@ def _measurable(method: Method) -> Method:
 
 
 def _damages(
-    context: Context, place: int, options: AllocateBits, forms: list[BlockFormat], method: Method, progress: Progress
+    context: Context, place: int, taken: set[str], forms: list[BlockFormat], method: Method, progress: Progress
 ) -> dict[tuple[str, BlockFormat], float]:
+    """What the weights called `taken` cost in each form; all others are float meanwhile."""
+    options = context.recipe.passes[place].options
+    assert isinstance(options, AllocateBits)
     graph = load_graph(context.graph_file, context.checkpoint)
     applied = [step for step in context.recipe.passes[:place] if not step.name.startswith("quantize_")]
     for before in applied:  # float, so that one session runs it
         before.apply(graph)
-    found = find_matmuls(graph)
-    others = select(list(found), options.include, options.exclude, also=set())
-    layers = [Layer(name, node, operand.weight) for name, (node, operand) in found.items() if name not in others]
+    layers = [Layer(name, node, operand.weight) for name, (node, operand) in find_matmuls(graph).items() if name in taken]
     if options.sensitivity == "weight_mse":
         return weight_errors(layers, forms, method, context.sources, context.store, progress)
     if not is_decoder(context.checkpoint, context.recipe.export):

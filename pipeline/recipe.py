@@ -270,7 +270,7 @@ def _sentence(error: Any, kind: type[Options]) -> str:
 
 
 def _field_like(name: str, kind: type[Options]) -> str:
-    known = list(kind.model_fields)
+    known = sorted(kind.model_fields, key=lambda field: field not in kind.__annotations__)  # its own first, then shared ones
     near = difflib.get_close_matches(name.rpartition(".")[2].lower(), known, n=1, cutoff=0.5)
     return f"Did you mean '{near[0]}'?" if near else f"Options: {', '.join(known) or 'none'}."
 

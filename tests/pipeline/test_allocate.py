@@ -112,6 +112,24 @@ def test_the_resolved_recipe_makes_the_same_bytes(tiny: Callable[..., Path], tmp
     ]
 
 
+@pytest.mark.parametrize("sensitivity", ["kl", "weight_mse"])
+def test_what_other_passes_take_is_left_to_them(
+    tiny: Callable[..., Path], tmp_path: Path, in_process: None, sensitivity: str
+) -> None:
+    budget = f"allocate_bits: {{bits_per_weight: 4, block_sizes: [32], sensitivity: {sensitivity}, exclude: ['*.o_proj']}}"
+    entries = (
+        "quantize_matmul: {bits: 8, block_size: 64, include: [lm_head]}",
+        budget,
+        "quantize_matmul: {bits: 4, block_size: 16}",
+    )
+    path = tmp_path / "mine.yaml"
+    path.write_text(recipe_text(tiny("llama"), "narrow_embedding", *entries), "utf-8")
+    found = forms_of(run_recipe(load_recipe(path), tmp_path / "build", None, QUIET))
+    assert found["lm_head"] == (8, 64)
+    assert {found[f"model.layers.{i}.self_attn.o_proj"] for i in range(2)} == {(4, 16)}
+    assert {size for name, (_, size) in found.items() if name != "lm_head" and not name.endswith("o_proj")} == {32}
+
+
 def test_groups_share_their_choice(tiny: Callable[..., Path], tmp_path: Path, in_process: None) -> None:
     groups = "[[q_proj, k_proj, v_proj], [gate_proj, up_proj]]"
     options = f"{{bits_per_weight: 4.2, block_sizes: [32], sensitivity: weight_mse, groups: {groups}}}"
