@@ -34,11 +34,18 @@ class AllocateBits(MatmulOptions):
     """Bits to choose from."""
     block_sizes: Annotated[tuple[BlockSize, ...], Field(min_length=1)] = (32, 64, 128)
     """Weights per scale to choose from."""
-    sensitivity: Literal["kl", "weight_mse"] = "kl"
+    sensitivity: Literal["kl", "fisher", "output_mse", "weight_mse"] = "kl"
     """What damage is: `kl`, the KL divergence of the model's output when that weight alone is quantized (the model must fit
-    into memory in float); or `weight_mse`, the relative squared error of the weight, which needs no text and no run."""
+    into memory in float); `fisher`, the same to second order, by gradients, one decoder block in memory at a time;
+    `output_mse`, the relative squared error of a layer's outputs; or `weight_mse`, that of the weight, which needs no text."""
     groups: tuple[tuple[str, ...], ...] = ()
     """Layers that share one choice, by the last part of their names: `[[q_proj, k_proj, v_proj], [gate_proj, up_proj]]`."""
+
+    target: str | None = None
+    """A device whose speed counts: a file of targets/ beside the recipe, such as `snapdragon-8-elite`, or one that
+    `lowbit measure` made."""
+    max_relative_time: Annotated[float, Field(gt=0)] | None = None
+    """How long all weights together may take there when decoding; 1 is what they take at 4 bits."""
 
     @model_validator(mode="after")
     def _check_budget(self) -> Self:
@@ -48,6 +55,8 @@ class AllocateBits(MatmulOptions):
             raise ValueError(
                 f"bits_per_weight: {self.bits_per_weight:g} is more than 8 bits with their scales; nothing is to be chosen"
             )
+        if (self.target is None) != (self.max_relative_time is None):
+            raise ValueError("target and max_relative_time belong together: where, and how long")
         if self.zero_point == "float" and (self.symmetric or 8 in self.bits):
             raise ValueError("zero_point: float goes with bits of 2, 3 and 4, and without symmetric")
         return self

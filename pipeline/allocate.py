@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ class Allocation:
         chosen: by group.
         damage: expected, the sum over groups.
         size: bytes of all groups.
+        time: of all groups, relative to 4 bits; None where it does not count.
         gap: how far the damage may be from the least possible one, as a share of it.
     """
 
@@ -34,40 +35,56 @@ class Allocation:
     damage: float
     size: int
     gap: float
+    time: float | None = None
 
 
-def allocate(
-    damages: dict[tuple[str, BlockFormat], float], sizes: dict[tuple[str, BlockFormat], int], budget: int
-) -> Allocation:
-    """One form for each group so that the sizes sum to at most `budget` bytes and the damages to the least.
+@dataclass(frozen=True)
+class Costs:
+    """What each form of each group costs: expected damage, bytes, and time (empty where it does not count)."""
+
+    damages: dict[tuple[str, BlockFormat], float]
+    sizes: dict[tuple[str, BlockFormat], int]
+    times: dict[tuple[str, BlockFormat], float] = field(default_factory=dict)
+
+
+def allocate(costs: Costs, budget: int, longest: float | None = None) -> Allocation:
+    """One form for each group so that the sizes sum to at most `budget` bytes, times to `longest`, damages to the least.
 
     The multiple-choice knapsack as an integer programme, by HiGHS (Huangfu and Hall, doi:10.1007/s12532-017-0130-5).
 
     Raises:
-        PipelineError: even the smallest forms are larger.
+        PipelineError: even the smallest forms are larger, or the fastest slower.
     """
+    damages, sizes, times = costs.damages, costs.sizes, costs.times
     groups, forms = list(dict.fromkeys(g for g, _ in damages)), list(dict.fromkeys(f for _, f in damages))
     smallest = sum(min(sizes[group, form] for form in forms) for group in groups)
     if smallest > budget:
         raise PipelineError(f"the smallest choices take {smallest:,} bytes, {budget:,} are left for them")
+    if longest is not None and (least := sum(min(times[g, f] for f in forms) for g in groups)) > longest:
+        raise PipelineError(f"the fastest choices take {least:.3f} of the time of 4 bits, {longest:g} are allowed")
     places = [(group, form) for group in groups for form in forms]
     cost = np.array([damages[place] for place in places])
     size = np.array([float(sizes[place]) for place in places])
     rows = np.repeat(np.arange(len(groups)), len(forms))
     one_each = csr_array((np.ones(len(places)), (rows, np.arange(len(places)))))
     scale = max(float(cost.max()), np.finfo(np.float64).tiny)
+    limits = [LinearConstraint(one_each, 1, 1), LinearConstraint(size[None] / budget, -np.inf, 1.0)]
+    if longest is not None:
+        limits.append(LinearConstraint(np.array([[times[place] / longest for place in places]]), -np.inf, 1.0))
     solved = milp(
         cost / scale, integrality=np.ones(len(places)), bounds=Bounds(0, 1), options={"mip_rel_gap": 0.0, "time_limit": 60.0},
-        constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(size[None] / budget, -np.inf, 1.0)],
+        constraints=limits,
     )  # fmt: skip
     if solved.x is None:
-        raise PipelineError(f"no allocation was found: {solved.message}")
+        both = "" if longest is None else f" that are as fast as max_relative_time: {longest:g} asks for"
+        raise PipelineError(f"no choices{both} fit into {budget:,} bytes ({solved.message})")
     picked = solved.x.reshape(len(groups), len(forms)).argmax(1)
     chosen = {group: forms[i] for group, i in zip(groups, picked, strict=True)}
     total = sum(sizes[group, form] for group, form in chosen.items())
     if total > budget:  # the solver's tolerance is a millionth of the budget
-        return allocate(damages, sizes, budget - (total - budget))
-    return Allocation(chosen, sum(damages[place] for place in chosen.items()), total, float(solved.mip_gap or 0.0))
+        return allocate(costs, budget - (total - budget), longest)
+    time = None if longest is None else sum(times[place] for place in chosen.items())
+    return Allocation(chosen, sum(damages[place] for place in chosen.items()), total, float(solved.mip_gap or 0.0), time)
 
 
 def resolved_steps(step: Step, chosen: dict[str, BlockFormat]) -> list[Step]:

@@ -14,9 +14,7 @@ import torch
 from torch.nn import functional
 
 from passes._blocks import Blocks
-from passes._ops import quantized_weight
 from passes._quantized import Chunk, QuantizedWeight
-from passes._weights import Weight, weight_of
 from passes.finetune_blocks import FinetuneBlocks
 from pipeline.checkpoint import Checkpoint
 from pipeline.errors import PipelineError
@@ -74,7 +72,7 @@ class _Training:
         self, graph: gs.Graph, checkpoint: Checkpoint, windows: torch.Tensor, options: FinetuneBlocks,
         entries: dict[QuantizedWeight, Entry], store: Store, report: Report,
     ) -> None:  # fmt: skip
-        self.decoder = TorchDecoder(checkpoint, _parameters(graph))
+        self.decoder = TorchDecoder.of_graph(checkpoint, graph)
         self.windows, self.options, self.entries, self.store, self.report = windows, options, entries, store, report
         self.layers: dict[int, list[QuantizedWeight]] = {}
         for weight in entries:
@@ -215,10 +213,3 @@ def _chunks(weight: QuantizedWeight, blocks: Blocks) -> Iterator[Chunk]:
     for start, rows in weight.source.chunks():
         here = slice(start, start + len(rows))
         yield weight.chunk(start, rows, Blocks(blocks.codes[here], blocks.scales[here], blocks.zero_points[here]))
-
-
-def _parameters(graph: gs.Graph) -> dict[str, Weight]:
-    """Every float weight of a graph by its name in the checkpoint, also where it is to be quantized."""
-    tensors = {t.name: weight_of(t) for t in graph.tensors().values() if isinstance(t, gs.Constant)}
-    quantized = {w.name + ".weight": w.source for node in graph.nodes if (w := quantized_weight(node)) is not None}
-    return tensors | quantized

@@ -11,8 +11,8 @@ from pipeline import export
 from pipeline.checkpoint import Checkpoint
 from pipeline.recipe import Recipe
 from pipeline.steps import Record, Steps
-from pipeline.store import Entry, Store, digest
-from pipeline.weights import SourceDigests
+from pipeline.store import Entry, Store
+from pipeline.weights import SourceDigests, model_digest, shards
 
 RUNTIME_LIBRARIES = ("onnxruntime", "onnx", "tokenizers")
 
@@ -42,15 +42,11 @@ class Run:
 
     def shards(self) -> dict[str, dict[str, str]]:
         """SHA-256 of every tensor of the checkpoint, by file (in the Hub's cache, its own SHA-256) and name."""
-        found: dict[str, dict[str, str]] = {}
-        for name, weight in sorted(self.checkpoint.weights.items()):
-            found.setdefault(weight.file.name, {})[name] = self.sources.of(weight)
-        return found
+        return shards(self.checkpoint, self.sources)
 
     def model_digest(self) -> str:
         """SHA-256 over the configuration and every tensor of the checkpoint, wherever it lies."""
-        tensors = {name: sha for shard in self.shards().values() for name, sha in shard.items()}
-        return digest(self.checkpoint.config, tensors)
+        return model_digest(self.checkpoint, self.sources)
 
 
 def recall(run: Run, record: Record, compute: Any) -> dict[str, Any]:

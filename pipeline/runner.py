@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from pipeline.manifest import MANIFEST, write_manifest
 from pipeline.onnx_file import DATA, MODEL, DataFile, exported, external_weights, quantization_metadata, write_model
 from pipeline.onnx_source import OnnxModel
 from pipeline.pieces import Feeds
-from pipeline.plan import Plan, plan_of
+from pipeline.planned import Plan, plan_of
 from pipeline.recipe import Recipe, Step, Validate
 from pipeline.report import megabytes, show_result
 from pipeline.run import RUNTIME_LIBRARIES, Run, recall
@@ -124,8 +125,9 @@ def _allocate(run: Run) -> Recipe:
         return run.recipe
     step = run.recipe.passes[place]
     with run.steps.step("allocate_bits", step.options.model_dump(mode="json")) as (record, report):
-        context = Context(run.recipe, run.checkpoint, run.graph_file, run.model_digest(), run.store, run.sources)
-        run.recipe, notes = resolve_budget(context, place, lambda done: report(done, ""))
+        fresh = partial(export.load_graph, run.graph_file, run.checkpoint)
+        context = Context(run.recipe, run.checkpoint, run.store, run.sources, fresh)
+        run.recipe, _, notes = resolve_budget(context, place, lambda done: report(done, ""))
         record.notes += notes
     return run.recipe
 

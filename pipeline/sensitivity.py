@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -15,9 +13,7 @@ from passes._blocks import BlockFormat
 from passes._quantized import QuantizedWeight
 from passes._weights import Weight
 from passes.methods.base import Method
-from pipeline.scores import score_tokens
-from pipeline.sessions import decoder_feeds, open_reference
-from pipeline.store import Store, digest, source_digest, versions
+from pipeline.store import Store, digest, source_digest
 from pipeline.weights import SourceDigests, how_quantized
 
 Progress = Callable[[float], None]
@@ -37,85 +33,66 @@ class Layer:
     weight: Weight
 
 
-def weight_errors(
-    layers: list[Layer], forms: list[BlockFormat], method: Method, sources: SourceDigests, store: Store, progress: Progress
-) -> dict[tuple[str, BlockFormat], float]:
-    """Relative squared error of every weight in every form, |W' - W|^2 / |W|^2; one weight in memory at a time."""
-    found = {}
-    for done, layer in enumerate(layers):
-        for form in forms:
-            weight = QuantizedWeight(layer.name, layer.weight, form, method)
-            key = digest("weight error", sources.of(layer.weight), *how_quantized(weight), source_digest(__name__))
-            entry = store.get(key) or store.put(key, partial(_facts, _relative_error, weight))
-            found[layer.name, form] = float(entry.facts["damage"])
-        progress((done + 1) / len(layers))
-    return found
+Choice = tuple[Layer, BlockFormat]
+Damages = dict[tuple[str, BlockFormat], float]
 
 
-def _facts(measure: Callable[[Any], float], of: Any, folder: Path) -> dict[str, Any]:
-    """What an entry of the store holds; its folder stays empty."""
-    return {"damage": measure(of)}
-
-
-def _relative_error(weight: QuantizedWeight) -> float:
-    square = sum(float(np.square(rows.astype(np.float64)).sum()) for _, rows in weight.source.chunks())
-    return sum(chunk.squared_error for chunk in weight.chunks()) / max(square, np.finfo(np.float64).tiny)
-
-
-class OutputDivergence:
-    """KL divergence of a float decoder's output when one of its weights is replaced.
+class Sensitivity(ABC):
+    """What quantizing one weight alone costs.
 
     Args:
-        graph: float; it is changed: the weights of `layers` become inputs, so that one session serves all.
-        windows: token ids int64 [windows, tokens] to compare on.
-        model: digest of the model and of the passes that were applied to it.
+        method: how codes are chosen.
+        model: digest of all that damage depends on beside the weight and its form.
     """
 
-    def __init__(self, graph: gs.Graph, layers: list[Layer], windows: np.ndarray, model: str, store: Store) -> None:
-        self.layers, self.windows, self.store = layers, windows, store
-        self.model = digest(model, windows.tolist(), source_digest(__name__), versions(("onnxruntime",)))
-        self.graph = graph
+    def __init__(self, layers: list[Layer], method: Method, model: str, store: Store) -> None:
+        self.layers, self.method, self.model, self.store = layers, method, model, store
 
-    def measure(self, forms: list[BlockFormat], method: Method, progress: Progress) -> dict[tuple[str, BlockFormat], float]:
-        """The divergence, in nats per token, of every weight in every form."""
-        todo = [(layer, form) for layer in self.layers for form in forms]
-        found: dict[tuple[str, BlockFormat], float] = {}
-        keys = {(layer.name, form): self._key(layer, form, method) for layer, form in todo}
-        missing = [one for one in todo if self.store.get(keys[one[0].name, one[1]]) is None]
-        for done, (layer, form, damage) in enumerate(self._run(missing, method)):
-            self.store.put(keys[layer.name, form], partial(_facts, float, damage))
-            progress((done + 1) / len(missing))
-        for place, key in keys.items():
-            entry = self.store.get(key)
-            assert entry is not None
-            found[place] = float(entry.facts["damage"])
+    @abstractmethod
+    def run(self, choices: list[Choice]) -> Iterator[tuple[Layer, BlockFormat, float]]:
+        """The damage of each choice, in any order."""
+
+    def known(self, forms: list[BlockFormat]) -> Damages | None:
+        """The damage of every weight in every form, if all of it was measured before."""
+        keys = [(layer, form, self._key(layer, form)) for layer in self.layers for form in forms]
+        if not all(self.store.has(key) for _, _, key in keys):
+            return None
+        entries = [(layer.name, form, self.store.get(key)) for layer, form, key in keys]
+        return {(name, form): float(entry.facts["damage"]) for name, form, entry in entries if entry is not None}
+
+    def measure(self, forms: list[BlockFormat], progress: Progress) -> Damages:
+        """The damage of every weight in every form; what was measured before is recalled."""
+        keys = {(layer.name, form): self._key(layer, form) for layer in self.layers for form in forms}
+        missing = [(layer, form) for layer in self.layers for form in forms if self.store.get(keys[layer.name, form]) is None]
+        for done, (layer, form, damage) in enumerate(self.run(missing) if missing else (), 1):
+            self.store.put(keys[layer.name, form], lambda _, damage=damage: {"damage": damage})  # type: ignore[misc]
+            progress(done / len(missing))
+        found = self.known(forms)
+        assert found is not None
         return found
 
-    def _key(self, layer: Layer, form: BlockFormat, method: Method) -> str:
-        weight = QuantizedWeight(layer.name, layer.weight, form, method)
-        return digest("output divergence", self.model, layer.name, *how_quantized(weight))
+    def _key(self, layer: Layer, form: BlockFormat) -> str:
+        weight = QuantizedWeight(layer.name, layer.weight, form, self.method)
+        return digest(type(self).__name__, self.model, layer.name, *how_quantized(weight), source_digest(type(self).__module__))
 
-    def _run(self, todo: list[tuple[Layer, BlockFormat]], method: Method) -> Iterator[tuple[Layer, BlockFormat, float]]:
-        if not todo:
-            return
-        weights: dict[str, np.ndarray] = {}
-        for layer in self.layers:
-            n, k = layer.weight.shape
-            place = gs.Variable(f"{layer.name}.probe", np.float32, [k, n])
-            layer.node.inputs[1] = place
-            self.graph.inputs.append(place)
-            weights[place.name] = np.ascontiguousarray(layer.weight.load().astype(np.float32).T)
-        self.graph.cleanup().toposort()
-        session = open_reference(self.graph)
-        feeds = weights | decoder_feeds(session, self.windows)
-        expected = session.run(["logits"], feeds)[0]
-        for layer, form in todo:
-            rows = layer.weight.load()
-            changed = method.quantize(rows, form).dequantize(rows.shape[1]).astype(np.float32)
-            name = f"{layer.name}.probe"
-            logits = session.run(["logits"], feeds | {name: np.ascontiguousarray(changed.T)})[0]
-            yield layer, form, self._divergence(expected, logits)
 
-    def _divergence(self, expected: np.ndarray, logits: np.ndarray) -> float:
-        flat = [np.ascontiguousarray(one[:, :-1]).reshape(-1, one.shape[-1]) for one in (expected, logits)]
-        return float(score_tokens(*flat, self.windows[:, 1:].reshape(-1))[:, 2].mean())
+class WeightError(Sensitivity):
+    """Relative squared error of the weight, |W' - W|^2 / |W|^2: no text, one weight in memory at a time."""
+
+    def __init__(self, layers: list[Layer], method: Method, sources: SourceDigests, store: Store) -> None:
+        super().__init__(layers, method, "", store)
+        self.sources = sources
+
+    def run(self, choices: list[Choice]) -> Iterator[tuple[Layer, BlockFormat, float]]:
+        for layer, form in choices:
+            square = sum(float(np.square(rows.astype(np.float64)).sum()) for _, rows in layer.weight.chunks())
+            weight = QuantizedWeight(layer.name, layer.weight, form, self.method)
+            error = sum(chunk.squared_error for chunk in weight.chunks())
+            yield layer, form, error / max(square, np.finfo(np.float64).tiny)
+
+    def known(self, forms: list[BlockFormat]) -> Damages | None:
+        read = all(self.sources.known(layer.weight) is not None for layer in self.layers)
+        return super().known(forms) if read else None
+
+    def _key(self, layer: Layer, form: BlockFormat) -> str:
+        return digest(self.sources.of(layer.weight), super()._key(layer, form))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from passes._hessian import Hessian, Moments
 from passes._weights import Weight
 from pipeline.onnx_weights import stored_as_entry
 from pipeline.pieces import Feeds, return_memory
+from pipeline.scratch import LARGE, room
 from pipeline.sessions import decoder_feeds
 from pipeline.stages import Product, Stages
 from pipeline.store import Entry
@@ -24,9 +23,6 @@ BATCH_TOKENS = 4096
 """Tokens that go through onnxruntime at once."""
 DAMPING = 0.01
 """Of the second moments, where a layer's weights are corrected for the errors before them."""
-
-LARGE = 32 << 20
-"""Tensors of this many bytes go to the disk, so that memory does not grow with the text."""
 
 
 @dataclass
@@ -64,7 +60,7 @@ class SideBySide:
         for state in self.stages.run(number, states):
             for name, value in state.items():
                 if value.nbytes >= LARGE and not isinstance(value, np.memmap):
-                    state[name] = self._room(value.shape, value.dtype)
+                    state[name] = room(self.scratch, value.shape, value.dtype)
                     state[name][...] = value
 
     def moments(self, x: str) -> Hessian:
@@ -78,7 +74,7 @@ class SideBySide:
         """For each batch how far an input is from the float model's, and the input; float32 [tokens, K] both."""
         pairs = []
         for exact, quantized in zip(self.exact, self.quantized, strict=True):
-            away = self._room(exact[x].shape)
+            away = room(self.scratch, exact[x].shape)
             np.subtract(exact[x], quantized[x], out=away)
             pairs.append((_rows(away), _rows(quantized[x])))
         return pairs
@@ -126,15 +122,8 @@ class SideBySide:
 
     def _output(self, state: Feeds, product: Product, n: int) -> np.ndarray:
         """Make room for y in a state; as [tokens, n]."""
-        state[product.y] = self._room((*state[product.x].shape[:-1], n))
+        state[product.y] = room(self.scratch, (*state[product.x].shape[:-1], n))
         return _rows(state[product.y])
-
-    def _room(self, shape: tuple[int, ...], dtype: np.typing.DTypeLike = np.float32) -> np.ndarray:
-        """Room for values: in memory, or in a file that is gone when they are."""
-        if math.prod(shape) * np.dtype(dtype).itemsize < LARGE:
-            return np.empty(shape, dtype)
-        with tempfile.TemporaryFile(dir=self.scratch) as file:
-            return np.memmap(file, dtype, "w+", shape=shape)
 
     def save(self, folder: Path) -> dict[str, Any]:
         """Write everything to a folder of its own; returns what `load` needs."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnx_graphsurgeon as gs
 import torch
 from transformers import AutoModelForCausalLM
 
-from passes._weights import Weight
+from passes._ops import quantized_weight
+from passes._weights import Weight, weight_of
 from pipeline.checkpoint import Checkpoint
 from pipeline.transformers_config import transformers_config
 from pipeline.weightless import empty_parameters
@@ -26,6 +28,13 @@ class TorchDecoder:
         self.config = transformers_config(checkpoint)
         self.skeleton = self._skeleton()
 
+    @classmethod
+    def of_graph(cls, checkpoint: Checkpoint, graph: gs.Graph) -> TorchDecoder:
+        """The model with the float weights of a graph, also of those that are to be quantized."""
+        tensors = {t.name: weight_of(t) for t in graph.tensors().values() if isinstance(t, gs.Constant)}
+        quantized = {w.name + ".weight": w.source for node in graph.nodes if (w := quantized_weight(node)) is not None}
+        return cls(checkpoint, tensors | quantized)
+
     def _skeleton(self) -> Any:
         with empty_parameters():
             model = AutoModelForCausalLM.from_config(self.config, dtype=torch.float32).eval()
@@ -35,12 +44,28 @@ class TorchDecoder:
         """Hidden states of ids [windows, tokens] before the first block, float32 [windows, tokens, hidden]."""
         table = self.parameters["model.embed_tokens.weight"]
         rows = {i: table.rows(i, i + 1)[0].astype(np.float32) for i in torch.unique(ids).tolist()}
-        return torch.from_numpy(np.stack([rows[i] for i in ids.reshape(-1).tolist()])).reshape(*ids.shape, -1)
+        found = torch.from_numpy(np.stack([rows[i] for i in ids.reshape(-1).tolist()])).reshape(*ids.shape, -1)
+        return found * self._embedding_scale()
+
+    def _embedding_scale(self) -> float:
+        """What a model multiplies its embeddings by before the first block: Granite's says so, Gemma's is known."""
+        if self.config.model_type.startswith("gemma"):
+            return float(self.config.hidden_size) ** 0.5
+        return float(getattr(self.config, "embedding_multiplier", 1.0))
 
     def block(self, number: int) -> Any:
         """One decoder block with its float weights."""
         fresh = self._skeleton().model.layers[number]
         return self._fill(fresh, f"model.layers.{number}.")
+
+    def norm(self) -> Any:
+        """What comes after the last block and before the output layer."""
+        return self._fill(self._skeleton().model.norm, "model.norm.")
+
+    @property
+    def head_weight(self) -> Weight:
+        """The output layer's, [vocabulary, hidden]."""
+        return self._parameter("lm_head.weight")
 
     def whole(self) -> Any:
         """The whole model with its float weights."""
@@ -54,14 +79,16 @@ class TorchDecoder:
         return found[0] if isinstance(found, tuple) else found
 
     def _fill(self, module: Any, prefix: str) -> Any:
-        tied = getattr(self.config, "tie_word_embeddings", False)
         for name, _ in list(module.named_parameters(remove_duplicate=False)):
-            source = self.parameters.get(prefix + name)
-            if source is None and tied and name == "lm_head.weight":
-                source = self.parameters["model.embed_tokens.weight"]
-            if source is None:
-                raise KeyError(f"the graph has no weight {prefix + name}")
-            value = torch.from_numpy(source.load().astype(np.float32))
+            value = torch.from_numpy(self._parameter(prefix + name).load().astype(np.float32))
             parent, _, leaf = name.rpartition(".")
             setattr(module.get_submodule(parent), leaf, torch.nn.Parameter(value, requires_grad=False))
         return module
+
+    def _parameter(self, name: str) -> Weight:
+        source = self.parameters.get(name)
+        if source is None and name == "lm_head.weight" and getattr(self.config, "tie_word_embeddings", False):
+            source = self.parameters["model.embed_tokens.weight"]
+        if source is None:
+            raise KeyError(f"the graph has no weight {name}")
+        return source

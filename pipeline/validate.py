@@ -137,6 +137,11 @@ class _Head:
     after: list[tuple[np.ufunc, tuple[np.float32, ...]]]
 
 
+def scaled_logits(graph: gs.Graph) -> bool:
+    """Whether a decoder's logits are more than a product with a weight."""
+    return bool(_head(graph).after)
+
+
 def _head(graph: gs.Graph) -> _Head:
     """The head of a graph.
 

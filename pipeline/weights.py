@@ -19,7 +19,7 @@ import psutil
 from passes._channel_scales import ScaledWeight
 from passes._quantized import Chunk, Part, QuantizedWeight
 from passes._weights import ROW_CHUNK_BYTES, SlicedWeight, TransposedWeight, Weight
-from pipeline.checkpoint import CheckpointWeight, stat_signature
+from pipeline.checkpoint import Checkpoint, CheckpointWeight, stat_signature
 from pipeline.errors import PipelineError
 from pipeline.onnx_file import DataFile
 from pipeline.page_cache import forget, will_need
@@ -100,6 +100,20 @@ class HashedWeight(Weight):
 def weight_key(weight: QuantizedWeight, source: str) -> str:
     """The key of a quantized weight, from the digest of its source: what it is, not what it is called."""
     return digest("quantized weight", source, *how_quantized(weight), source_digest("passes._quantized"), versions(LIBRARIES))
+
+
+def shards(checkpoint: Checkpoint, sources: SourceDigests) -> dict[str, dict[str, str]]:
+    """SHA-256 of every tensor of a checkpoint, by file and name."""
+    found: dict[str, dict[str, str]] = {}
+    for name, weight in sorted(checkpoint.weights.items()):
+        found.setdefault(weight.file.name, {})[name] = sources.of(weight)
+    return found
+
+
+def model_digest(checkpoint: Checkpoint, sources: SourceDigests) -> str:
+    """SHA-256 over the configuration and every tensor of a checkpoint, wherever it lies."""
+    tensors = {name: sha for shard in shards(checkpoint, sources).values() for name, sha in shard.items()}
+    return digest(checkpoint.config, tensors)
 
 
 def how_quantized(weight: QuantizedWeight) -> tuple[Any, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ from rich.console import Console
 from passes._blocks import BlockFormat
 from passes.allocate_bits import AllocateBits
 from passes.base import PassError
-from pipeline.allocate import allocate
+from pipeline.allocate import Costs, allocate
+from pipeline.device_times import device_times
 from pipeline.errors import PipelineError, RecipeError
+from pipeline.plan import make_plan, plan_tables
 from pipeline.recipe import load_recipe
 from pipeline.runner import run_recipe
 from tests.graphs import graph, random
@@ -39,7 +42,7 @@ def test_the_choice_is_the_best_of_all_that_fit(weights: list[tuple[int, list[fl
     least = sum(min(sizes[f"w{i}", form] for form in FORMS) for i in range(len(weights)))
     most = sum(max(sizes[f"w{i}", form] for form in FORMS) for i in range(len(weights)))
     budget = int(least + share * (most - least))
-    found = allocate(damages, sizes, budget)
+    found = allocate(Costs(damages, sizes), budget)
     assert found.size == sum(sizes[name, form] for name, form in found.chosen.items()) <= budget
     every = itertools.product(FORMS, repeat=len(weights))
     fitting = [one for one in every if sum(sizes[f"w{i}", form] for i, form in enumerate(one)) <= budget]
@@ -50,7 +53,7 @@ def test_the_choice_is_the_best_of_all_that_fit(weights: list[tuple[int, list[fl
 def test_a_budget_below_the_smallest_is_refused() -> None:
     sizes: dict[tuple[str, BlockFormat], int] = {("w", form): 100 * form.bits for form in FORMS}
     with pytest.raises(PipelineError, match="the smallest choices take 200 bytes, 199 are left"):
-        allocate(dict.fromkeys(sizes, 1.0), sizes, 199)
+        allocate(Costs(dict.fromkeys(sizes, 1.0), sizes), 199)
 
 
 def test_hundreds_of_weights_take_seconds_at_most() -> None:
@@ -69,10 +72,24 @@ def test_hundreds_of_weights_take_seconds_at_most() -> None:
         for f in forms
     }
     budget = sum(sizes[n, forms[4]] for n in names)
-    found = allocate(damages, sizes, budget)
+    found = allocate(Costs(damages, sizes), budget)
     assert found.size <= budget
     assert found.size > 0.999 * budget
     assert found.gap < 1e-3
+
+
+def test_time_is_a_second_budget() -> None:
+    sizes = {("w", form): 100 * form.bits for form in FORMS}
+    damages = {("w", form): 1.0 / form.bits for form in FORMS}
+    times = {("w", form): {2: 0.9, 3: 1.7, 4: 1.0}[form.bits] for form in FORMS}
+    assert allocate(Costs(damages, sizes), 350).chosen["w"].bits == 3
+    found = allocate(Costs(damages, sizes, times), 350, longest=1.0)
+    assert (found.chosen["w"].bits, found.time) == (2, 0.9)
+    with pytest.raises(PipelineError, match=r"the fastest choices take 0\.900 of the time of 4 bits, 0\.5 are allowed"):
+        allocate(Costs(damages, sizes, times), 350, longest=0.5)
+    with pytest.raises(PipelineError, match="no choices that are as fast as max_relative_time: 0.95 asks for fit"):
+        slow = times | {("w", FORMS[0]): 1.0, ("w", FORMS[2]): 0.9}
+        allocate(Costs(damages, sizes, slow), 350, longest=0.95)
 
 
 def run(tmp_path: Path, model: Path, options: str, convert: str = "convert: {}", name: str = "mine") -> Path:
@@ -89,7 +106,7 @@ def forms_of(folder: Path) -> dict[str, tuple[int, int]]:
     return {name: (one["bits"], one["block_size"]) for name, one in weights.items()}
 
 
-@pytest.mark.parametrize("sensitivity", ["kl", "weight_mse"])
+@pytest.mark.parametrize("sensitivity", ["kl", "fisher", "output_mse", "weight_mse"])
 def test_bits_are_spent_where_they_matter(
     tiny: Callable[..., Path], tmp_path: Path, in_process: None, sensitivity: str
 ) -> None:
@@ -162,7 +179,7 @@ def test_a_second_budget_measures_nothing(
     def fail(*_: Any) -> None:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr("pipeline.sensitivity.open_reference", fail)
+    monkeypatch.setattr("pipeline.output_divergence.open_reference", fail)
     run(tmp_path, tiny("llama"), "{bits_per_weight: 4.5, block_sizes: [32], bits: [2, 4]}", name="other")
 
 
@@ -171,6 +188,7 @@ def test_a_second_budget_measures_nothing(
     [
         ("{}", "say either fit: 3.2GB or bits_per_weight: 3.25"),
         ("{fit: 3GB, bits_per_weight: 3}", "say either fit: 3.2GB or bits_per_weight: 3.25"),
+        ("{bits_per_weight: 3, target: phone}", "target and max_relative_time belong together"),
         ("{bits_per_weight: 12}", "bits_per_weight: 12 is more than 8 bits with their scales"),
         ("{fit: 3 bananas}", "fit is '3 bananas'"),
         ("{fit: 3GB, zero_point: float}", "zero_point: float goes with bits of 2, 3 and 4"),
@@ -189,9 +207,56 @@ def test_what_cannot_be_measured_is_said(
 ) -> None:
     monkeypatch.setattr("pipeline.budget.too_large", lambda checkpoint: "the weights in float need 45.7 GB of memory")
     with pytest.raises(
-        PipelineError, match="sensitivity: kl is not possible, the weights in float need 45.7 GB .* Set sensitivity: weight_mse"
+        PipelineError, match="sensitivity: kl is not possible, the weights in float need 45.7 GB .* Set sensitivity: fisher"
     ):
         run(tmp_path, tiny("llama"), "{bits_per_weight: 4}")
     with pytest.raises(PassError, match="allocate_bits becomes quantize_matmul before any pass is applied"):
         text = "g (float[2, 32] x) => (float[2, 8] y) { y = MatMul (x, a__weight) }"
         AllocateBits(bits_per_weight=3).apply(graph(text, a__weight=random(32, 8)))
+
+
+def test_a_silly_budget_is_said(tiny: Callable[..., Path], tmp_path: Path, in_process: None) -> None:
+    with pytest.raises(PipelineError, match=r"fit: 3GB is \d+\.\d bits for each weight; at 8 bits .* takes 0\.\d\d MB"):
+        run(tmp_path, tiny("llama"), "{fit: 3GB, sensitivity: weight_mse}")
+
+
+def test_speed_counts(tiny: Callable[..., Path], tmp_path: Path, in_process: None) -> None:
+    (tmp_path / "targets").mkdir()
+    shutil.copy("recipes/targets/snapdragon-8-elite.yaml", tmp_path / "targets")
+    options = "bits_per_weight: 4, block_sizes: [32], bits: [2, 3, 4], sensitivity: weight_mse"
+    slow = forms_of(run(tmp_path, tiny("llama"), f"{{{options}}}"))
+    folder = run(tmp_path, tiny("llama"), f"{{{options}, target: snapdragon-8-elite, max_relative_time: 1.0}}", name="fast")
+    assert 3 in {bits for bits, _ in slow.values()}
+    assert {bits for bits, _ in forms_of(folder).values()} == {2, 4}
+    notes = json.loads((folder / "manifest.json").read_text("utf-8"))["steps"]
+    assert any("of the time that 4 bits take on snapdragon-8-elite" in note for step in notes for note in step["notes"])
+    with pytest.raises(PipelineError, match=r"phone\.yaml: no such table of times. Known: snapdragon-8-elite"):
+        run(tmp_path, tiny("llama"), f"{{{options}, target: phone, max_relative_time: 1.0}}")
+    (tmp_path / "targets" / "odd.yaml").write_text("device: odd\n")
+    with pytest.raises(PipelineError, match=r"odd\.yaml: no table of times"):
+        run(tmp_path, tiny("llama"), f"{{{options}, target: odd, max_relative_time: 1.0}}")
+    five = (tmp_path / "targets" / "snapdragon-8-elite.yaml").read_text().replace("3: 1368, ", "")
+    (tmp_path / "targets" / "five.yaml").write_text(five)
+    with pytest.raises(PipelineError, match="nobody measured 3 bits there, only 2, 4, 8. Leave 3 out of bits"):
+        run(tmp_path, tiny("llama"), f"{{{options}, target: five, max_relative_time: 1.0}}")
+
+
+def test_every_table_of_times_is_whole() -> None:
+    files = sorted(Path("recipes/targets").glob("*.yaml"))
+    assert files
+    for file in files:
+        assert device_times(file.stem, Path("recipes")).relative((2, 3, 4, 8))[4] == 1
+
+
+def test_a_plan_shows_what_was_measured(tiny: Callable[..., Path], tmp_path: Path, in_process: None) -> None:
+    path = tmp_path / "mine.yaml"
+    entry = "allocate_bits: {bits_per_weight: 4, block_sizes: [32], sensitivity: kl}"
+    path.write_text(recipe_text(tiny("llama"), "narrow_embedding", entry), "utf-8")
+    with pytest.raises(PipelineError, match="what each weight costs was not measured yet"):
+        make_plan(load_recipe(path), tmp_path / "build", None)
+    found = forms_of(run_recipe(load_recipe(path), tmp_path / "build", None, QUIET))
+    plan = make_plan(load_recipe(path), tmp_path / "build", None)
+    planned = {one.weight.name: (one.weight.form.bits, one.weight.form.block_size) for one in plan.weights}
+    assert planned == found
+    assert all(one.cached for one in plan.weights)
+    assert any((table.title or "").startswith("bits/block of every weight") for table in plan_tables(plan))

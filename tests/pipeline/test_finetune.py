@@ -21,7 +21,7 @@ from passes.base import PassError
 from passes.methods.mse import Mse
 from pipeline import validate
 from pipeline.errors import PipelineError, RecipeError
-from pipeline.finetune import _parameters, _rate, finetune
+from pipeline.finetune import _rate, finetune
 from pipeline.recipe import load_recipe
 from pipeline.runner import run_recipe
 from pipeline.sessions import decoder_feeds, open_reference
@@ -59,7 +59,7 @@ def test_torchs_blocks_are_those_of_the_graph(exported: Exported, kind: str, opt
     checkpoint, whole = exported(kind, **options)
     expected = open_reference(whole).run(["logits"], decoder_feeds(whole, IDS))[0]
     _, graph, _ = marked(exported, kind, **options)
-    decoder = TorchDecoder(checkpoint, _parameters(graph))
+    decoder = TorchDecoder.of_graph(checkpoint, graph)
     with torch.no_grad():
         x = decoder.embed(torch.from_numpy(IDS))
         for number in range(2):
