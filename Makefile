@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 MODEL := $(if $(model),--model $(model))
 
-.PHONY: run plan check test lint schema bench bench-accuracy bench-decode bench-fit bench-peers clean help
+.PHONY: run plan check frontier measure test lint schema bench bench-accuracy bench-decode bench-fit bench-peers clean help
 .DEFAULT_GOAL := run
 
 run: $(READY)  ## make recipe=NAME [model=FOLDER]: run a recipe
@@ -13,6 +13,12 @@ run: $(READY)  ## make recipe=NAME [model=FOLDER]: run a recipe
 
 plan: $(READY)  ## make plan recipe=NAME [model=FOLDER]: what a run would do; touches nothing
 	@$(BIN)/python -m pipeline plan $(recipe) $(MODEL)
+
+frontier: $(READY)  ## make frontier recipe=NAME: how good the model can be at every size, a table and a picture
+	@$(BIN)/python -m pipeline frontier $(recipe) $(MODEL)
+
+measure: $(READY)  ## how fast each width is here; writes recipes/targets/*-here.yaml
+	@$(BIN)/python -m pipeline measure
 
 check: $(READY)  ## make check recipe=NAME: prove a finished result again
 	@$(BIN)/python -m pipeline check build/$(recipe)

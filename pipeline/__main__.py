@@ -1,4 +1,4 @@
-"""The command line: `python -m pipeline run|plan|check|schema`, installed as `lowbit`."""
+"""The command line: `python -m pipeline run|plan|check|frontier|...`, installed as `lowbit`."""
 
 from __future__ import annotations
 
@@ -46,6 +46,33 @@ def check(folder: Annotated[Path, typer.Argument(help="A finished folder, build/
 
     found = check_folder(folder)
     print(f"{folder}: {found['files']} files unchanged, {found['weights']:,} codes equal bit for bit.")
+
+
+@app.command()
+def frontier(
+    recipe: RecipeName,
+    model: ModelFolder = None,
+    build: Build = Path("build"),
+    points: Annotated[int, typer.Option(min=0, help="At how many sizes the KL divergence is measured.")] = 5,
+) -> None:
+    """Find how good the model can be at every size, for a recipe with allocate_bits; a table and a picture."""
+    from pipeline.frontier import frontier as find_frontier
+
+    folder = find_frontier(load_recipe(find_recipe(recipe)), build, model, points, Console())
+    print(f"  {folder}/frontier.svg\n  {folder}/frontier.png\n  {folder}/frontier.json")
+
+
+@app.command()
+def measure(
+    into: Annotated[Path, typer.Option(help="Where the tables go; recipes in its parent know them by name.")] = Path(
+        "recipes/targets"
+    ),
+    build: Build = Path("build"),
+) -> None:
+    """Measure how long a product takes at each width here: tables for the target: of allocate_bits."""
+    from pipeline.measure import measure as measure_here
+
+    measure_here(into, build, Console())
 
 
 @app.command()

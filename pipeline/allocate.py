@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import yaml
@@ -17,6 +15,7 @@ from passes.allocate_bits import AllocateBits
 from passes.quantize_matmul import QuantizeMatmul
 from pipeline.errors import PipelineError
 from pipeline.recipe import Recipe, Step
+from pipeline.variants import portable
 
 
 @dataclass(frozen=True)
@@ -107,21 +106,9 @@ def resolved_steps(step: Step, chosen: dict[str, BlockFormat]) -> list[Step]:
 
 def with_steps(recipe: Recipe, place: int, steps: list[Step]) -> Recipe:
     """`recipe` with `steps` in place of its entry number `place`, and a text that says so."""
-    content: dict[str, Any] = yaml.safe_load(recipe.text)
+    content = portable(recipe)
     entries = [{step.name: step.options.model_dump(mode="json", exclude_defaults=True)} for step in steps]
     content["passes"][place : place + 1] = entries
-    for section, names in (("model", ("source",)), ("validate", ("text", "inputs")), ("calibrate", ("text", "prompts"))):
-        _make_absolute(content, section, names, recipe.folder)
     text = f"# what {recipe.file.name} chose; running this makes the same bytes\n"
     text += yaml.safe_dump(content, sort_keys=False, width=120)
     return replace(recipe, passes=(*recipe.passes[:place], *steps, *recipe.passes[place + 1 :]), text=text)
-
-
-def _make_absolute(content: dict[str, Any], section: str, names: tuple[str, ...], folder: Path) -> None:
-    """Paths are relative to the recipe that they stand in; this one will lie elsewhere."""
-    value = content.get(section)
-    if isinstance(value, str) and value.startswith("."):
-        content[section] = str((folder / value).resolve())
-    for name in names:
-        if isinstance(value, dict) and isinstance(path := value.get(name), str) and (folder / path).exists():
-            value[name] = str((folder / path).resolve())

@@ -50,8 +50,12 @@ COMPARED_SAMPLES = 4
 """Samples of the validation (windows of text) that both runtimes are compared on."""
 
 
-def run_recipe(recipe: Recipe, build: Path, model: Path | None, console: Console) -> Path:
+def run_recipe(recipe: Recipe, build: Path, model: Path | None, console: Console, store: Path | None = None) -> Path:
     """Run a recipe and return its folder `build/<name>`, which changes only when everything is done.
+
+    Args:
+        model: take the checkpoint from this folder instead.
+        store: where finished steps are kept, `build/.store` by default.
 
     Raises:
         PipelineError, PassError: what is wrong, in a sentence; results already made are kept.
@@ -60,12 +64,12 @@ def run_recipe(recipe: Recipe, build: Path, model: Path | None, console: Console
     with writing(build):
         target.mkdir(parents=True, exist_ok=True)
     with _locked(target), _work_folder(target) as work:
-        store = Store(build / ".store")
-        store.sweep()
-        run = Run(recipe, resolve(recipe, model), store, Steps(console), SourceDigests(store))
+        kept = Store(store or build / ".store")
+        kept.sweep()
+        run = Run(recipe, resolve(recipe, model), kept, Steps(console), SourceDigests(kept))
         console.print(f"{recipe.name}: {export.describe(run.checkpoint)}")
         with writing(build):
-            run.graph_file = graph_file = _export(run)
+            run.graph_file = graph_file = export_step(run)
             recipe = _allocate(run)
             samples = _rehearse(run, graph_file)
             graph = export.load_graph(graph_file, run.checkpoint)
@@ -97,7 +101,8 @@ def run_recipe(recipe: Recipe, build: Path, model: Path | None, console: Console
     return target
 
 
-def _export(run: Run) -> Path:
+def export_step(run: Run) -> Path:
+    """The float graph of a run's checkpoint, exported now if it is not known."""
     if isinstance(run.checkpoint, OnnxModel):
         return run.checkpoint.file
     options = run.recipe.export

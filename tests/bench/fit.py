@@ -25,17 +25,17 @@ validate: {{windows: 60}}
 convert: {{}}
 """
 UNIFORM = "quantize_matmul: {{bits: {bits}, block_size: {block}, method: mse}}"
-MIXED = "allocate_bits: {{bits_per_weight: {budget}, method: mse}}"
+MIXED = "allocate_bits: {{bits_per_weight: {budget}, method: mse, sensitivity: {by}}}"
 ROWS = (
     ("4 bits, block 64", UNIFORM.format(bits=4, block=64)),
-    ("chosen, 4.5 bits", MIXED.format(budget=4.5)),
+    ("chosen, 4.5 bits", MIXED.format(budget=4.5, by="kl")),
     ("3 bits, block 64", UNIFORM.format(bits=3, block=64)),
-    ("chosen, 3.5 bits", MIXED.format(budget=3.5)),
+    *((f"chosen, 3.5 bits, {by}", MIXED.format(budget=3.5, by=by)) for by in ("kl", "fisher", "output_mse", "weight_mse")),
     ("3 bits, block 128", UNIFORM.format(bits=3, block=128)),
-    ("chosen, 3.25 bits", MIXED.format(budget=3.25)),
+    *((f"chosen, 3.25 bits, {by}", MIXED.format(budget=3.25, by=by)) for by in ("kl", "fisher")),
     ("2 bits, block 64", UNIFORM.format(bits=2, block=64)),
-    ("chosen, 2.5 bits", MIXED.format(budget=2.5)),
-    ("chosen, 2.75 bits", MIXED.format(budget=2.75)),
+    *((f"chosen, 2.5 bits, {by}", MIXED.format(budget=2.5, by=by)) for by in ("kl", "fisher", "output_mse", "weight_mse")),
+    *((f"chosen, 2.75 bits, {by}", MIXED.format(budget=2.75, by=by)) for by in ("kl", "fisher")),
 )
 
 
