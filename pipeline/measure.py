@@ -84,8 +84,9 @@ def _write(into: Path, engine: str, times: dict[int, float], shape: tuple[int, i
     path = into / f"{engine}-here.yaml"
     content: dict[str, Any] = table.model_dump(mode="json")
     path.write_text(yaml.safe_dump(content, sort_keys=False, default_flow_style=None), "utf-8")
-    shown = Table("bits", "us", "of 4 bits", title=str(path), title_justify="left")
+    shown = Table("bits", "us", "of 4 bits")
     for bits, share in table.relative(BITS).items():
         shown.add_row(str(bits), f"{table.microseconds[bits]:.0f}", f"{share:.2f} x")
+    console.print(f"{ENGINES[engine]}, in {path}:", highlight=False)
     console.print(shown)
     return path
