@@ -32,5 +32,9 @@ class MatmulOptions(Pass):
     """onnxruntime's arithmetic: 4 = int8 activations (fast), 0 = float32 (exact)."""
 
     @property
+    def plain(self) -> Pass:
+        return self.model_copy(update={"method": Rtn(), "zero_point": "integer"})
+
+    @property
     def calibrated(self) -> bool:
         return self.method.calibrated

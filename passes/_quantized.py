@@ -33,6 +33,7 @@ class Chunk:
     zero_points: np.ndarray | None
     offsets: np.ndarray | None
     squared_error: float
+    square: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,10 +122,10 @@ class QuantizedWeight:
                 f"{form.scale_dtype}; set scale_dtype: fp32."
             )
         bits, shift = as_bits(rows)
-        error = squared_error(bits, np.uint32(shift), blocks.codes, blocks.scales, blocks.zero_points)
+        error, square = squared_error(bits, np.uint32(shift), blocks.codes, blocks.scales, blocks.zero_points)
         zeros = None if form.symmetric or form.free else pack_lsb(blocks.zero_points, form.zero_point_bits)
         scales = blocks.scales.astype(np.float16) if form.scale_dtype == "fp16" else blocks.scales
-        return Chunk(pack_codes(blocks.codes, form.bits), scales, zeros, offsets, error)
+        return Chunk(pack_codes(blocks.codes, form.bits), scales, zeros, offsets, error, square)
 
 
 class Part(Weight):
@@ -158,16 +159,20 @@ def all_finite(bits, shift):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def squared_error(bits, shift, codes, scales, zeros):  # type: ignore[no-untyped-def]
-    """Sum of (dequantized - weight)^2, differences in float32, added up in float64."""
+    """Sums of (dequantized - weight)^2 and of weight^2, differences in float32, added up in float64."""
     rows, k = bits.shape
     size = codes.shape[1] // scales.shape[1]
-    sums = np.zeros((rows, 32), np.float64)
+    sums, squares = np.zeros((rows, 32), np.float64), np.zeros((rows, 32), np.float64)
     for row in range(rows):
         wide = np.empty(k, np.uint32)
         miss = wide.view(np.float32)
-        source, total = bits[row], sums[row]
+        source, total, square = bits[row], sums[row], squares[row]
         for i in range(k):
             wide[i] = np.uint32(source[i]) << shift
+        for start in range(0, k, 32):
+            here = miss[start : start + 32]
+            for i in range(here.size):
+                square[i] += np.float64(here[i]) * np.float64(here[i])
         for block in range(scales.shape[1]):
             # slices, since indices that start above zero cost a check each and do not vectorize
             here, steps = miss[block * size : block * size + size], codes[row, block * size : block * size + size]
@@ -178,4 +183,4 @@ def squared_error(bits, shift, codes, scales, zeros):  # type: ignore[no-untyped
             here = miss[start : start + 32]
             for i in range(here.size):
                 total[i] += np.float64(here[i]) * np.float64(here[i])
-    return sums.sum()
+    return sums.sum(), squares.sum()

@@ -44,6 +44,12 @@ class Pass(Options):
         return False
 
     @property
+    def plain(self) -> Pass | None:
+        """The pass with codes by plain rounding, or None if it is only there to make rounding better: what results are
+        compared with."""
+        return self
+
+    @property
     def keeps_shapes(self) -> bool:
         """Whether it changes values alone: a plan, which knows names and shapes only, leaves it out."""
         return False

@@ -46,6 +46,10 @@ class FinetuneBlocks(Pass):
     def calibrated(self) -> bool:
         return True
 
+    @property
+    def plain(self) -> None:
+        return None
+
     def apply(self, graph: gs.Graph) -> Outcome:
         found = {weight.name: (node, weight) for node, weight in quantized_matmuls(graph)}
         if not found:

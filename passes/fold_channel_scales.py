@@ -33,6 +33,10 @@ class FoldChannelScales(Pass):
         return True
 
     @property
+    def plain(self) -> None:
+        return None
+
+    @property
     def keeps_shapes(self) -> bool:
         return True
 

@@ -31,6 +31,10 @@ class QuantizeEmbedding(Pass):
     """How codes are chosen: a file of passes/methods/."""
     scale_dtype: ScaleDtype = "fp16"
 
+    @property
+    def plain(self) -> Pass:
+        return self.model_copy(update={"method": Rtn()})
+
     def apply(self, graph: gs.Graph) -> Outcome:
         rewritten, notes = [], []
         for node in list(graph.nodes):

@@ -33,6 +33,10 @@ class RotateResidual(Pass):
     """Whether each head of v_proj and o_proj is rotated as well."""
 
     @property
+    def plain(self) -> None:
+        return None
+
+    @property
     def keeps_shapes(self) -> bool:
         return True
 

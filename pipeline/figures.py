@@ -6,7 +6,8 @@ import io
 from collections.abc import Iterable
 from pathlib import Path
 
-from matplotlib import rc_context
+import numpy as np
+from matplotlib import colormaps, rc_context
 from matplotlib.figure import Figure
 
 STYLE = {"svg.hashsalt": "lowbit", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9.0}
@@ -78,3 +79,74 @@ def save(figure: Figure, path: Path) -> None:
     with rc_context(STYLE):
         figure.savefig(path.with_suffix(".svg"), metadata={"Date": None, "Creator": None})
         figure.savefig(path.with_suffix(".png"), dpi=144, facecolor="white", metadata={"Software": None})
+
+
+def bytes_figure(parts: dict[str, int]) -> Figure:
+    """One stacked bar: how many bytes each kind of layer takes, largest first."""
+    figure = new_figure(6.4, 1.5)
+    axes, start = figure.add_subplot(), 0.0
+    for number, (name, count) in enumerate(sorted(parts.items(), key=lambda part: -part[1])):
+        color = colormaps["tab20"](number % 20)
+        axes.barh(0, count / 1e6, left=start / 1e6, color=color, label=f"{name} {count / sum(parts.values()):.0%}")
+        start += count
+    axes.set(xlabel="MB", yticks=[], ylim=(-0.6, 0.6), xlim=(0, start / 1e6))
+    quiet(figure)
+    axes.spines["left"].set_visible(False)
+    figure.legend(loc="outside upper left", ncols=5, frameon=False, labelcolor=INK, fontsize=8)
+    return figure
+
+
+def map_figure(rows: list[str], columns: list[str], values: np.ndarray, texts: list[list[str]], colors: str) -> Figure:
+    """A heat map, layers by projections.
+
+    Args:
+        values: float [rows, columns], NaN where there is no such weight.
+        texts: what each cell says.
+        colors: a colour map's name.
+    """
+    figure = new_figure(1.2 + 0.72 * len(columns), 0.7 + 0.24 * len(rows))
+    axes = figure.add_subplot()
+    low, high = np.nanmin(values), np.nanmax(values)
+    span = (high - low) or 1.0
+    axes.imshow(values, aspect="auto", cmap=colors, vmin=low - 0.25 * span, vmax=high + 0.25 * span)
+    for row, cells in enumerate(texts):
+        for column, text in enumerate(cells):
+            if not np.isnan(values[row, column]):
+                red, green, blue, _ = colormaps[colors]((values[row, column] - low + 0.25 * span) / (1.5 * span))
+                light = 0.3 * red + 0.59 * green + 0.11 * blue > 0.55
+                axes.text(column, row, text, ha="center", va="center", fontsize=7.5, color="black" if light else "white")
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.xaxis.tick_top()
+    quiet(figure)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_visible(False)
+    axes.tick_params(length=0)
+    return figure
+
+
+def position_figure(divergence: list[float], plain: list[float] | None, window: int) -> Figure:
+    """KL divergence along a window, and that of plain rounding where it was measured."""
+    figure = new_figure(6.4, 2.4)
+    axes = figure.add_subplot()
+    for name, values, color in (("plain rtn", plain, ORANGE), ("this model", divergence, BLUE)):
+        if values:
+            middles = (np.arange(len(values)) + 0.5) * window / len(values)
+            axes.plot(middles, values, color=color, label=name, marker=".")
+    axes.set(xlabel="token of the window", ylabel="KL, nats per token", ylim=(0, None), xlim=(0, window))
+    quiet(figure)
+    axes.legend(frameon=False, labelcolor=INK)
+    return figure
+
+
+def compare_figure(points: Iterable[tuple[str, float, float]]) -> Figure:
+    """Size against KL divergence, a point for each result: (name, megabytes, KL)."""
+    figure = new_figure()
+    axes = figure.add_subplot()
+    for name, x, y in points:
+        axes.plot(x, y, "o", color=BLUE)
+        axes.annotate(name, (x, y), xytext=(6, 4), textcoords="offset points", color=INK)
+    axes.margins(x=0.25, y=0.15)
+    axes.set(xlabel="MB", ylabel="KL divergence, nats per token", yscale="log")
+    quiet(figure)
+    return figure

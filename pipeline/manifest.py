@@ -13,7 +13,7 @@ from passes._quantized import QuantizedWeight
 from passes._weights import Weight
 from pipeline.checkpoint import Checkpoint
 from pipeline.errors import PipelineError
-from pipeline.recipe import Recipe
+from pipeline.recipe import Recipe, Validate
 from pipeline.steps import Record
 from pipeline.store import Entry, sha256, versions
 
@@ -24,7 +24,7 @@ PACKAGES = (
 )  # fmt: skip
 
 
-def write_manifest(
+def make_manifest(
     work: Path,
     recipe: Recipe,
     checkpoint: Checkpoint,
@@ -35,15 +35,13 @@ def write_manifest(
     weights: dict[QuantizedWeight, Entry],
     source_of: Callable[[Weight], str],
 ) -> dict[str, Any]:
-    """Write manifest.json beside the results in `work` and return what it says.
+    """What manifest.json says of the results in `work`, but for the hashes of its files.
 
-    SHA-256 by SHA-256 it leads from the tensors of each shard (`model`, `source_of` a weight) to codes to files.
+    SHA-256 by SHA-256 it leads from the tensors of each shard (`model`, `source_of` a weight) to codes.
     """
     stored = sum(part.nbytes for weight in weights for part in weight.parts.values())
     count = sum(weight.source.shape[0] * weight.source.shape[1] for weight in weights)
-    paths = sorted(p for p in work.rglob("*") if p.is_file())
-    files = dict(zip((str(p.relative_to(work)) for p in paths), in_order(sha256, paths), strict=True))
-    manifest = {
+    return {
         "recipe": recipe.name,
         "model": {"source": checkpoint.source, "revision": checkpoint.revision, **model},
         "versions": versions(PACKAGES),
@@ -55,10 +53,31 @@ def write_manifest(
         },
         "quality": quality,
         "hand_offs": hand_offs,
-        "files": files,
+        "model_type": checkpoint.config.get("model_type"),
+        "recipe_text": recipe.text,
+        "gates": gates(recipe.validate, quality.get("onnxruntime", {})) if recipe.validate else [],
     }  # fmt: skip
+
+
+def seal_manifest(work: Path, manifest: dict[str, Any]) -> None:
+    """Write manifest.json beside the results in `work`, with the SHA-256 of every file that is there by now."""
+    paths = sorted(p for p in work.rglob("*") if p.is_file())
+    manifest["files"] = dict(zip((str(p.relative_to(work)) for p in paths), in_order(sha256, paths), strict=True))
     (work / MANIFEST).write_text(json.dumps(manifest, indent=1), "utf-8")
-    return manifest
+
+
+def gates(options: Validate, quality: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every gate of the recipe: its `name`, what is `allowed`, what was `found`, whether it was `passed`."""
+    found_of = {
+        "max_kl_divergence": quality.get("kl_divergence"),
+        "max_perplexity_ratio": "perplexity" in quality and quality["perplexity"] / quality["reference_perplexity"],
+        "max_relative_error": max((one["relative_error"] for one in quality.get("outputs", {}).values()), default=None),
+    }
+    return [
+        {"name": name, "allowed": limit, "found": found, "passed": bool(found is not None and found <= limit)}
+        for name, found in found_of.items()
+        if (limit := getattr(options, name)) is not None
+    ]
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -84,6 +103,7 @@ def _weight(weight: QuantizedWeight, source: str, entry: Entry) -> dict[str, Any
     return {
         "shape": list(weight.source.shape), "bits": form.bits, "block_size": form.block_size, "symmetric": form.symmetric,
         "zero_point": form.zero_point, "method": weight.made_by, "mse": entry.facts["mse"],
+        "relative_error": entry.facts["relative_error"],
         "bits_per_weight": form.bits_per_weight(weight.source.shape[1]), "source_sha256": source,
         "codes_sha256": entry.files["codes"],
     }  # fmt: skip

@@ -30,12 +30,13 @@ def show_result(console: Console, manifest: dict[str, Any], folder: Path) -> Non
 def closing_table(manifest: dict[str, Any]) -> Table:
     """Size, quality and proof of a finished run."""
     table = Table(title=manifest["recipe"], show_header=False, title_justify="left")
-    for row in _rows(manifest):
+    for row in closing_rows(manifest):
         table.add_row(*row)
     return table
 
 
-def _rows(manifest: dict[str, Any]) -> list[tuple[str, str]]:
+def closing_rows(manifest: dict[str, Any]) -> list[tuple[str, str]]:
+    """Names and figures of a finished run."""
     size, quality, hand_offs = manifest["size"], manifest["quality"], manifest["hand_offs"]
     weights = manifest["weights"].values()
     rows = [

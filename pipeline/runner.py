@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
 from rich.console import Console
 
@@ -31,19 +30,21 @@ from pipeline.errors import PipelineError, ValidationFailed
 from pipeline.hand_off import hand_off
 from pipeline.hub import resolve
 from pipeline.isolate import isolated
-from pipeline.manifest import MANIFEST, write_manifest
-from pipeline.onnx_file import DATA, MODEL, DataFile, exported, external_weights, quantization_metadata, write_model
+from pipeline.manifest import MANIFEST, make_manifest, seal_manifest
+from pipeline.onnx_file import MODEL
+from pipeline.onnx_folder import write_files
 from pipeline.onnx_source import OnnxModel
+from pipeline.page import write_pages
 from pipeline.pieces import Feeds
 from pipeline.planned import Plan, plan_of
 from pipeline.recipe import Recipe, Step, Validate
 from pipeline.report import megabytes, show_result
-from pipeline.run import RUNTIME_LIBRARIES, Run, recall
+from pipeline.run import Run
 from pipeline.samples import decoder_samples, samples_for
 from pipeline.steps import Steps
 from pipeline.store import Store, digest, source_digest, versions, writing
-from pipeline.validate_outputs import compare_outputs
-from pipeline.weights import SourceDigests, entry_of, stream_weights
+from pipeline.validation import validate_samples, validate_text
+from pipeline.weights import SourceDigests, entry_of
 
 EXPORT_LIBRARIES = ("torch", "transformers", "optimum", "optimum-onnx", "onnx")
 COMPARED_SAMPLES = 4
@@ -82,7 +83,7 @@ def run_recipe(recipe: Recipe, build: Path, model: Path | None, console: Console
                 _finetune(run, graph, text)
             _write_onnx(run, graph, work / "onnx")
             if recipe.validate is not None:
-                validating = _validate if run.decoder else _validate_outputs
+                validating = validate_text if run.decoder else validate_samples
                 validating(run, graph_file, work / "onnx", samples)
             for number, options in enumerate(recipe.convert, 1):
                 own = graph if number == len(recipe.convert) else graph.copy()
@@ -91,13 +92,15 @@ def run_recipe(recipe: Recipe, build: Path, model: Path | None, console: Console
             (work / "recipe.yaml").write_text(asked.text, "utf-8")
             if asked is not recipe:
                 (work / "resolved.yaml").write_text(recipe.text, "utf-8")
-            manifest = write_manifest(
+            manifest = make_manifest(
                 work, recipe, run.checkpoint, steps=run.steps.records, quality=run.quality, hand_offs=run.hand_offs,
                 model={"digest": run.model_digest(), "shards": run.shards()}, weights=run.entries, source_of=run.sources.of,
             )  # fmt: skip
+            write_pages(work, manifest, run.checkpoint)
+            seal_manifest(work, manifest)
             _publish(work, target)
     show_result(console, manifest, target)
-    _check_gates(recipe, manifest, console)
+    _check_gates(recipe, manifest)
     return target
 
 
@@ -267,12 +270,8 @@ def _write_onnx(run: Run, graph: gs.Graph, folder: Path) -> None:
         def progress(done: int, total: int) -> None:
             report(done / total, f"{done / 1e6 / max(time.monotonic() - start, 1e-3):,.0f} MB/s")
 
-        data = DataFile(folder / DATA)
-        streamed = stream_weights(external_weights(graph), run.sources, run.store, data, progress, run.entries)
-        data.close()
+        streamed = write_files(graph, folder, run.sources, run.store, progress, run.entries)
         run.entries = streamed.entries
-        write_model(exported(graph, quantization_metadata(list(run.entries))), folder / MODEL, streamed.places)
-        onnx.checker.check_model(str(folder / MODEL))
         record.key = digest(run.steps.records[-1].key, run.made(), source_digest("pipeline.weights"))
         record.cached = streamed.recalled == len(run.entries)
         record.notes.append(f"{len(run.entries) - streamed.recalled} weights quantized, {streamed.recalled} recalled")
@@ -281,62 +280,8 @@ def _write_onnx(run: Run, graph: gs.Graph, folder: Path) -> None:
                 shutil.copyfile(source, folder / name)
 
 
-def _validate_outputs(run: Run, graph_file: Path, folder: Path, samples: list[Feeds]) -> None:
-    options = run.recipe.validate
-    assert options is not None
-    with run.steps.step("validate", options.model_dump(mode="json")) as (record, _):
-        reference = export.load_graph(graph_file, run.checkpoint)
-        for step in run.recipe.passes:
-            if step.options.changes_outputs:
-                step.apply(reference)
-        figures = compare_outputs(reference, folder / MODEL, samples)
-        record.key = digest("validate outputs", run.steps.records[-1].key, figures)
-    run.quality["onnxruntime"] = figures
-
-
-def _validate(run: Run, graph_file: Path, folder: Path, samples: list[Feeds]) -> None:
-    options = run.recipe.validate
-    assert options is not None
-    windows = np.concatenate([sample["input_ids"] for sample in samples])
-    with run.steps.step("reference", options.model_dump(mode="json")) as (record, report):
-        record.key = digest(
-            "reference", run.model_digest(), graph_file.parent.name, windows.tolist(),
-            source_digest("pipeline.validate"), versions(RUNTIME_LIBRARIES),
-        )  # fmt: skip
-        reference = run.store.get(record.key)
-        record.cached = reference is not None
-
-        def write(to: Path) -> dict[str, Any]:
-            validate.write_reference(graph_file, run.checkpoint, windows, to / "hidden.npy", lambda done: report(done, ""))
-            return {}
-
-        reference = reference or run.store.put(record.key, write)
-    with run.steps.step("validate", options.model_dump(mode="json")) as (record, report):
-        record.key = digest("validate", run.steps.records[-1].key, run.steps.records[-2].key)
-
-        def compute() -> dict[str, Any]:
-            return validate.compare(
-                graph_file, run.checkpoint, reference.file("hidden.npy"), folder / MODEL, windows, lambda done: report(done, "")
-            )
-
-        run.quality["onnxruntime"] = recall(run, record, compute)
-
-
-def _check_gates(recipe: Recipe, manifest: dict[str, Any], console: Console) -> None:
-    options = recipe.validate
-    if options is None:
-        return
-    quality = manifest["quality"]["onnxruntime"]
-    missed = []
-    found_of = {
-        "max_kl_divergence": quality.get("kl_divergence"),
-        "max_perplexity_ratio": "perplexity" in quality and quality["perplexity"] / quality["reference_perplexity"],
-        "max_relative_error": max((one["relative_error"] for one in quality.get("outputs", {}).values()), default=None),
-    }
-    for name, found in found_of.items():
-        limit = getattr(options, name)
-        if limit is not None and not found <= limit:
-            missed.append(f"{name}: {found:.4f}, allowed {limit}")
+def _check_gates(recipe: Recipe, manifest: dict[str, Any]) -> None:
+    missed = [f"{one['name']}: {one['found']:.4f}, allowed {one['allowed']}" for one in manifest["gates"] if not one["passed"]]
     if missed:
         raise ValidationFailed(f"{recipe.file}: gate missed: {'; '.join(missed)}. All results are kept in the build folder.")
 

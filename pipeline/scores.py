@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import numba
 import numpy as np
 
+POSITIONS = 16
+"""Stretches of a window that the KL divergence is averaged over."""
+
 
 @dataclass(frozen=True)
 class Quality:
@@ -18,6 +21,7 @@ class Quality:
         top1_agreement: share of tokens where both rank the same token first.
         tokens: how many predictions were compared.
         worst_window, worst_window_kl: the window (counted from 0) of largest mean KL, and that KL.
+        kl_by_position: mean KL over windows in POSITIONS stretches of a window, from its first token to its last.
     """
 
     perplexity: float
@@ -27,21 +31,22 @@ class Quality:
     tokens: int
     worst_window: int
     worst_window_kl: float
+    kl_by_position: list[float]
 
 
 @numba.njit(cache=True, nogil=True)
 def score_tokens(reference, candidate, targets):  # type: ignore[no-untyped-def]
-    """Per token: negative log-likelihoods, KL divergence, and whether the first choices agree.
+    """Per token: negative log-likelihoods, KL divergence, whether the first choices agree, and which they are.
 
     Args:
         reference, candidate: float32 logits [tokens, vocabulary].
         targets: int64 [tokens], the token that came next.
 
     Returns:
-        float64 [tokens, 4]: nll of the reference, nll of the candidate, KL in nats, 1 or 0.
+        float64 [tokens, 6]: nll of the reference, nll of the candidate, KL in nats, 1 or 0, the first choice of either.
     """
     tokens, vocabulary = reference.shape
-    scores = np.empty((tokens, 4), np.float64)
+    scores = np.empty((tokens, 6), np.float64)
     for t in range(tokens):
         best, best_candidate = 0, 0
         for v in range(vocabulary):
@@ -66,12 +71,13 @@ def score_tokens(reference, candidate, targets):  # type: ignore[no-untyped-def]
         scores[t, 1] = log_total_candidate - np.float64(candidate[t, targets[t]])
         scores[t, 2] = divergence
         scores[t, 3] = 1.0 if best == best_candidate else 0.0
+        scores[t, 4], scores[t, 5] = best, best_candidate
     return scores
 
 
 def summarize(scores: np.ndarray) -> Quality:
-    """The figures of `score_tokens` results, float64 [windows, tokens, 4]."""
-    mean = scores.reshape(-1, 4).mean(0)
+    """The figures of `score_tokens` results, float64 [windows, tokens, 6]."""
+    mean = scores.reshape(-1, scores.shape[-1]).mean(0)
     by_window = scores[..., 2].mean(1)
     worst = int(by_window.argmax())
     return Quality(
@@ -82,6 +88,7 @@ def summarize(scores: np.ndarray) -> Quality:
         tokens=scores.shape[0] * scores.shape[1],
         worst_window=worst,
         worst_window_kl=float(by_window[worst]),
+        kl_by_position=[float(part.mean()) for part in np.array_split(scores[..., 2].mean(0), POSITIONS) if part.size],
     )
 
 

@@ -85,10 +85,9 @@ class WeightError(Sensitivity):
 
     def run(self, choices: list[Choice]) -> Iterator[tuple[Layer, BlockFormat, float]]:
         for layer, form in choices:
-            square = sum(float(np.square(rows.astype(np.float64)).sum()) for _, rows in layer.weight.chunks())
-            weight = QuantizedWeight(layer.name, layer.weight, form, self.method)
-            error = sum(chunk.squared_error for chunk in weight.chunks())
-            yield layer, form, error / max(square, np.finfo(np.float64).tiny)
+            chunks = QuantizedWeight(layer.name, layer.weight, form, self.method).chunks()
+            error, square = np.sum([(chunk.squared_error, chunk.square) for chunk in chunks], axis=0)
+            yield layer, form, float(error / max(square, np.finfo(np.float64).tiny))
 
     def known(self, forms: list[BlockFormat]) -> Damages | None:
         read = all(self.sources.known(layer.weight) is not None for layer in self.layers)

@@ -25,6 +25,7 @@ from pipeline.recipe import Recipe, Validate
 from pipeline.scores import score_tokens, summarize
 from pipeline.segments import Segments
 from pipeline.sessions import accuracy_levels, decoder_feeds, load_model, weight_folder
+from pipeline.worst_windows import worst_windows
 
 ELEMENTWISE = {"Mul": np.multiply, "Div": np.divide, "Tanh": np.tanh}
 """What may follow the product that makes logits."""
@@ -163,19 +164,21 @@ def _head(graph: gs.Graph) -> _Head:
 
 
 def compare(
-    graph_file: Path, checkpoint: Checkpoint, reference: Path, candidate: Path, windows: np.ndarray, progress: Progress
-) -> dict[str, Any]:
+    graph_file: Path, checkpoint: Checkpoint, reference: Path, candidate: Path, windows: np.ndarray, progress: Progress,
+    as_run: bool = True,
+) -> dict[str, Any]:  # fmt: skip
     """Both models on `windows`, block by block; the candidate in exact arithmetic and, where it differs, in its own.
 
     Args:
         graph_file: the exported float graph.
         reference: what `write_reference` wrote for the same windows.
         candidate: the quantized model.onnx.
+        as_run: whether the candidate's own arithmetic is of interest.
 
     Returns:
-        The figures of `Quality` at accuracy_level 0, and those at the recipe's level under `as_run`.
+        The figures of `Quality` and the worst windows at accuracy_level 0, figures at the recipe's level under `as_run`.
     """
-    levels = sorted(accuracy_levels(load_model(candidate)) | {0})
+    levels = sorted(accuracy_levels(load_model(candidate)) | {0}) if as_run else [0]
     batches = _batches(windows, checkpoint)
     runs = []
     for number, level in enumerate((0, None)[: len(levels)]):
@@ -186,7 +189,9 @@ def compare(
     for ids, known, *found in zip(batches, expected, *runs, strict=True):
         for kept, logits in zip(scores, found, strict=True):
             kept.append(score_batch(known, logits, ids))
-    result: dict[str, Any] = asdict(summarize(np.concatenate(scores[0])))
+    exact = np.concatenate(scores[0])
+    result: dict[str, Any] = asdict(summarize(exact))
+    result["worst_windows"] = worst_windows(exact, windows, load_tokenizer(checkpoint))
     if len(levels) > 1:
         result["as_run"] = {"accuracy_levels": levels[1:], **asdict(summarize(np.concatenate(scores[1])))}
     return result
@@ -199,12 +204,12 @@ def candidate_logits(file: Path, level: int | None, batches: list[np.ndarray], p
 
 
 def score_batch(expected: np.ndarray, found: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """`score_tokens` of logits [batch, tokens, vocabulary] that predict ids [batch, tokens]: [batch, tokens - 1, 4]."""
+    """`score_tokens` of logits [batch, tokens, vocabulary] that predict ids [batch, tokens]: [batch, tokens - 1, 6]."""
     flat = [np.ascontiguousarray(one[:, :-1]).reshape(-1, one.shape[-1]) for one in (expected, found)]
     targets = ids[:, 1:].reshape(-1)
     pieces = [slice(start, start + SCORED_TOKENS) for start in range(0, len(targets), SCORED_TOKENS)]
     scores = in_order(lambda piece: score_tokens(flat[0][piece], flat[1][piece], targets[piece]), pieces)
-    return np.concatenate(list(scores)).reshape(len(ids), -1, 4)
+    return np.concatenate(list(scores)).reshape(len(ids), -1, 6)
 
 
 def _batches(windows: np.ndarray, checkpoint: Checkpoint) -> list[np.ndarray]:

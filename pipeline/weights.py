@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -251,15 +252,16 @@ def write_entry(weight: QuantizedWeight, folder: Path) -> dict[str, Any]:
 
 def write_chunks(weight: QuantizedWeight, chunks: Iterable[Chunk], folder: Path) -> dict[str, Any]:
     """Write a quantized weight, given from the first row to the last, as `write_entry` does."""
-    total = 0.0
+    total = square = 0.0
     files = {name: (folder / name).open("wb") for name in weight.parts}
     try:
         for chunk in chunks:
             for name, stream in files.items():
                 stream.write(memoryview(getattr(chunk, name)).cast("B"))
             total += chunk.squared_error
+            square += chunk.square
     finally:
         for stream in files.values():
             stream.close()
     n, k = weight.source.shape
-    return {"mse": total / (n * k)}
+    return {"mse": total / (n * k), "relative_error": math.sqrt(total / max(square, np.finfo(np.float64).tiny))}

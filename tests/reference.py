@@ -219,5 +219,6 @@ def score_tokens(reference: np.ndarray, candidate: np.ndarray, targets: np.ndarr
         p, q = np.exp(r - r.max()), np.exp(c - c.max())
         p, q = p / p.sum(), q / q.sum()
         kl = sum(a * (math.log(a) - math.log(b)) for a, b in zip(p, q, strict=True))
-        rows.append([-math.log(p[target]), -math.log(q[target]), kl, float(p.argmax() == q.argmax())])
+        first = float(p.argmax()), float(q.argmax())
+        rows.append([-math.log(p[target]), -math.log(q[target]), kl, float(first[0] == first[1]), *first])
     return np.array(rows)

@@ -10,6 +10,7 @@ import numpy as np
 import onnxruntime
 
 from pipeline.checkpoint import Checkpoint
+from pipeline.continuations import NEW_TOKENS, prompts_of
 from pipeline.convert.measured import Measured, Request, token_losses
 from pipeline.convert.same_text import CONVERSATIONS, TEXTS, compare_chats, compare_ids
 from pipeline.errors import ConvertError
@@ -22,7 +23,7 @@ TOLERANCE = 1e-4
 """Largest relative difference of logits in float arithmetic."""
 PERPLEXITY_TOLERANCE = 5e-5
 """Perplexities equal to four digits."""
-PROBE, STEPS, PROMPT, NEW_TOKENS = 64, 16, 16, 32
+PROBE, STEPS = 64, 16
 
 
 def compare_runtimes(
@@ -50,12 +51,16 @@ def compare_runtimes(
     losses = [token_losses(session.run(["logits"], decoder_feeds(session, w[None]))[0][0], w.tolist()) for w in windows]
     perplexity = float(np.exp(np.mean(losses)))
     figures: dict[str, Any] = {"onnxruntime_perplexity": perplexity, "tokens": int(np.size(losses))}
-    request = Request(probe.tolist(), STEPS, probe[:PROMPT].tolist(), NEW_TOKENS, windows.tolist(), TEXTS, CONVERSATIONS)
+    prompts, tokenizer = prompts_of(windows), load_tokenizer(checkpoint)
+    request = Request(probe.tolist(), STEPS, prompts, NEW_TOKENS, windows.tolist(), TEXTS, CONVERSATIONS)
     measured = {name: run(request) for name, run in modes.items()}
     for name, found in measured.items():
-        equal = _greedy_equal(session, probe[:PROMPT], found.greedy)
-        figures[name] = _figures(found, expected) | {"greedy_equal": equal}
-    figures["tokenizer"] = compare_ids(found.ids, load_tokenizer(checkpoint))
+        pairs = zip(prompts, found.greedy, strict=True)
+        figures[name] = _figures(found, expected) | {
+            "greedy_equal": min(_greedy_equal(session, prompt, chosen) for prompt, chosen in pairs),
+            "continuations": [tokenizer.decode(one, skip_special_tokens=False) for one in found.greedy],
+        }
+    figures["tokenizer"] = compare_ids(found.ids, tokenizer)
     figures["chat_template"] = compare_chats(engine, found.chats, checkpoint)
     exact = figures[next(iter(modes))]
     drift = abs(exact["perplexity"] / perplexity - 1)
@@ -81,12 +86,12 @@ def _figures(found: Measured, expected: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _greedy_equal(session: onnxruntime.InferenceSession, prompt: np.ndarray, chosen: list[int]) -> int:
+def _greedy_equal(session: onnxruntime.InferenceSession, prompt: list[int], chosen: list[int]) -> int:
     """How many tokens of an engine's greedy continuation are onnxruntime's, too.
 
     One run suffices: where each token is the most likely one after those before it, so is the whole continuation.
     """
-    ids = np.concatenate([prompt, chosen[:-1]])[None]
+    ids = np.array([[*prompt, *chosen[:-1]]])
     likeliest = session.run(["logits"], decoder_feeds(session, ids))[0][0, len(prompt) - 1 :].argmax(-1)
     different = np.flatnonzero(likeliest != chosen)
     return int(different[0]) if different.size else len(chosen)

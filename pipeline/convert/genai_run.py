@@ -38,7 +38,9 @@ def _answer(folder: Path, request: dict[str, Any], result_file: str) -> None:
 
     model = genai.Model(str(folder))
     tokenizer = genai.Tokenizer(model)
-    longest = max(len(request["prompt"]) + request["new_tokens"], *map(len, [request["probe"], *request["windows"]])) + 1
+    longest = 1 + max(
+        request["new_tokens"] + max(map(len, request["prompts"])), *map(len, [request["probe"], *request["windows"]])
+    )
     generators: list[Any] = []
 
     def forward(ids: list[int], fresh: bool) -> np.ndarray:

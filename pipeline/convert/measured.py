@@ -28,7 +28,7 @@ class Request:
     Attributes:
         probe: token ids to compute logits of, in one piece, then the last of them token by token.
         steps: how many of them token by token.
-        prompt: token ids to continue by `new_tokens` greedy ones.
+        prompts: token ids, each to be continued by `new_tokens` greedy ones.
         windows: token ids to predict, each window from scratch.
         texts: to encode.
         conversations: to render by the chat template.
@@ -36,7 +36,7 @@ class Request:
 
     probe: list[int]
     steps: int
-    prompt: list[int]
+    prompts: list[list[int]]
     new_tokens: int
     windows: list[list[int]]
     texts: Sequence[str]
@@ -50,7 +50,7 @@ class Measured:
     Attributes:
         logits: float32 [tokens, vocabulary] of one prefill of the probe.
         steps: the same logits, the last `len(steps)` of them decoded token by token on the cache.
-        greedy: token ids continued from the prompt.
+        greedy: token ids continued from each prompt.
         losses: float64 [windows, tokens - 1], negative log-likelihood of each next token.
         ids: what the tokenizer made of each text.
         chats: what the chat template made of each conversation; None where it refused.
@@ -58,7 +58,7 @@ class Measured:
 
     logits: np.ndarray
     steps: np.ndarray
-    greedy: list[int]
+    greedy: list[list[int]]
     losses: np.ndarray
     ids: list[list[int]]
     chats: list[str | None]
@@ -110,10 +110,13 @@ def answer(
     logits = forward(probe, True)
     forward(probe[: -asked["steps"]], True)
     steps = [forward([token], False)[-1] for token in probe[-asked["steps"] :]]
-    scores, greedy = forward(asked["prompt"], True)[-1], []
-    for _ in range(asked["new_tokens"]):
-        greedy.append(int(scores.argmax()))
-        scores = forward(greedy[-1:], False)[-1]
+    greedy: list[list[int]] = []
+    for prompt in asked["prompts"]:
+        scores, chosen = forward(prompt, True)[-1], []
+        for _ in range(asked["new_tokens"]):
+            chosen.append(int(scores.argmax()))
+            scores = forward(chosen[-1:], False)[-1]
+        greedy.append(chosen)
     losses = [token_losses(forward(ids, True), ids) for ids in asked["windows"]]
     ids = [encode(text) for text in asked["texts"]]
     written = json.dumps({"ids": ids, "chats": [render(one) for one in asked["conversations"]]})

@@ -19,9 +19,10 @@ def test_squared_error_bytes_of_one_weight(bits: int) -> None:
     form = BlockFormat(bits, 16, False, "fp32")
     blocks = Rtn().quantize(rows, form)
     wide, shift = as_bits(rows)
-    found = squared_error(wide, np.uint32(shift), blocks.codes, blocks.scales, blocks.zero_points)
+    found, square = squared_error(wide, np.uint32(shift), blocks.codes, blocks.scales, blocks.zero_points)
     w = (blocks.codes.reshape(5, 3, 16).astype(float) - blocks.zero_points[..., None]) * blocks.scales[..., None].astype(float)
     assert found == pytest.approx(((w.reshape(5, -1)[:, :40] - rows) ** 2).sum(), rel=1e-5)
+    assert square == pytest.approx((rows.astype(float) ** 2).sum(), rel=1e-9)
     assert all_finite(wide, np.uint32(shift))
     rows[3, 7] = -np.inf
     assert not all_finite(as_bits(rows)[0], np.uint32(0))

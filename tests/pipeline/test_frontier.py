@@ -34,9 +34,7 @@ def test_the_frontier_is_predicted_and_measured(tiny: Callable[..., Path], tmp_p
     folder = frontier(mine, tmp_path / "build", None, 2, QUIET)
     found = json.loads((folder / "frontier.json").read_text("utf-8"))
     chosen = found["chosen"]
-    assert [float(one["name"]) for one in chosen] == [
-        bits for bits in BITS if bits >= 2.6
-    ]  # 2 bits and headers
+    assert [float(one["name"]) for one in chosen] == [bits for bits in BITS if bits >= 2.6]  # 2 bits and headers
     for before, after in itertools.pairwise(chosen):
         assert before["bytes"] < after["bytes"]
         assert before["predicted"] > after["predicted"]

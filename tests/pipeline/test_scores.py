@@ -24,7 +24,7 @@ def test_scores_equal_the_reference() -> None:
 def test_large_logits_do_not_overflow() -> None:
     logits = np.array([[1000.0, 0.0, -1000.0]], np.float32)
     found = score_tokens(logits, logits, np.array([1]))
-    assert found[0].tolist() == [1000.0, 1000.0, 0.0, 1.0]
+    assert found[0].tolist() == [1000.0, 1000.0, 0.0, 1.0, 0.0, 0.0]
 
 
 def test_summary() -> None:
@@ -35,6 +35,7 @@ def test_summary() -> None:
     assert (found.tokens, found.worst_window, found.top1_agreement) == (4, 1, 0.75)
     assert found.worst_window_kl == pytest.approx(0.7)
     assert found.kl_divergence == pytest.approx(0.45)
+    assert found.kl_by_position == pytest.approx([0.5, 0.4])
 
 
 def test_token_losses_are_the_same_likelihoods() -> None:

@@ -1,0 +1,49 @@
+"""What models write after the same words, choosing the likeliest token each time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from pipeline.checkpoint import Checkpoint
+from pipeline.export import load_graph
+from pipeline.sessions import decoder_feeds, open_model, open_reference
+from pipeline.validate import load_tokenizer
+
+PROMPTS, PROMPT, NEW_TOKENS = 3, 16, 32
+"""How many, how many tokens of each, and how many follow."""
+
+
+def prompts_of(windows: np.ndarray) -> list[list[int]]:
+    """The beginnings of the first windows of text, int64 [windows, tokens]."""
+    return [window[:PROMPT].tolist() for window in windows[:PROMPTS]]
+
+
+def continuations(graph_file: Path, checkpoint: Checkpoint, candidate: Path, windows: np.ndarray) -> list[dict[str, str]]:
+    """For each prompt its text, and what the float model and the quantized one, as it runs, write after it.
+
+    Both models are held in memory, one after the other.
+    """
+    prompts, tokenizer = prompts_of(windows), load_tokenizer(checkpoint)
+    found = [{"prompt": tokenizer.decode(prompt, skip_special_tokens=False)} for prompt in prompts]
+    for name in ("float", "onnxruntime"):
+        session = open_reference(load_graph(graph_file, checkpoint)) if name == "float" else open_model(candidate)
+        for prompt, one in zip(prompts, found, strict=True):
+            one[name] = tokenizer.decode(greedy(session, prompt, NEW_TOKENS), skip_special_tokens=False)
+        del session
+    return found
+
+
+def greedy(session: onnxruntime.InferenceSession, prompt: list[int], count: int) -> list[int]:
+    """`count` tokens after `prompt`, each the likeliest, on the model's cache."""
+    outputs = [one.name for one in session.get_outputs()]
+    past: dict[str, np.ndarray] | None = None
+    ids, chosen = prompt, []
+    for _ in range(count):
+        found = dict(zip(outputs, session.run(None, decoder_feeds(session, np.array([ids]), past)), strict=True))
+        chosen.append(int(found["logits"][0, -1].argmax()))
+        ids = chosen[-1:]
+        past = {name.replace("present.", "past_key_values."): v for name, v in found.items() if name.startswith("present.")}
+    return chosen
