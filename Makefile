@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 MODEL := $(if $(model),--model $(model))
 
-.PHONY: run plan check frontier measure test lint schema bench bench-accuracy bench-decode bench-fit bench-peers clean help
+.PHONY: run plan check frontier measure compare sweep chat doctor test lint schema bench bench-accuracy bench-decode bench-fit bench-peers clean help
 .DEFAULT_GOAL := run
 
 run: $(READY)  ## make recipe=NAME [model=FOLDER]: run a recipe
@@ -19,6 +19,18 @@ frontier: $(READY)  ## make frontier recipe=NAME: how good the model can be at e
 
 measure: $(READY)  ## how fast each width is here; writes recipes/targets/*-here.yaml
 	@$(BIN)/python -m pipeline measure
+
+compare: $(READY)  ## make compare a=NAME b=NAME ...: finished results side by side
+	@$(BIN)/python -m pipeline compare $(foreach one,a b c d e f g h,$(if $($(one)),build/$($(one))))
+
+sweep: $(READY)  ## make sweep recipe=NAME vary="passes.quantize_matmul.bits=4,3,2 ...": every combination, then compared
+	@$(BIN)/python -m pipeline sweep $(recipe) --vary "$(vary)" $(MODEL)
+
+chat: $(READY)  ## make chat recipe=NAME [prompt="..."]: talk to a finished result
+	@$(BIN)/python -m pipeline chat build/$(recipe) $(if $(prompt),--prompt "$(prompt)")
+
+doctor: $(READY)  ## what is here, what is missing, what to do
+	@$(BIN)/python -m pipeline doctor
 
 check: $(READY)  ## make check recipe=NAME: prove a finished result again
 	@$(BIN)/python -m pipeline check build/$(recipe)

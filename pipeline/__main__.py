@@ -76,6 +76,68 @@ def measure(
 
 
 @app.command()
+def compare(
+    folders: Annotated[list[Path], typer.Argument(help="Finished folders, build/<recipe>.")],
+    into: Annotated[Path, typer.Option(help="Where the page goes.")] = Path("build/compare.html"),
+) -> None:
+    """Show finished results side by side, here and on a page."""
+    from pipeline.comparison import comparison_rows, comparison_table, read_results, write_comparison
+
+    results = read_results(folders)
+    rows = comparison_rows(results, {})
+    write_comparison(into, results, rows)
+    Console().print(comparison_table(rows))
+    print(f"  {into}")
+
+
+@app.command()
+def sweep(
+    recipe: RecipeName,
+    vary: Annotated[list[str], typer.Option(help="An option and its values: passes.quantize_matmul.bits=4,3,2")],
+    model: ModelFolder = None,
+    build: Build = Path("build"),
+    on: Annotated[str | None, typer.Option(help="A Ray cluster, ray://HOST:PORT; its nodes share --build.")] = None,
+) -> None:
+    """Run every combination of some options and compare them."""
+    from pipeline.sweep import Runs, read_axes, run_here
+    from pipeline.sweep import sweep as run_sweep
+
+    runs: Runs = run_here
+    if on is not None:
+        from pipeline.on_ray import run_on
+
+        runs = run_on(on)
+    print(f"  {run_sweep(load_recipe(find_recipe(recipe)), read_axes(vary), build, model, Console(), runs)}")
+
+
+@app.command()
+def chat(
+    folder: Annotated[Path, typer.Argument(help="A finished folder, build/<recipe>.")],
+    runtime: Annotated[str | None, typer.Option(help="mnn, genai or onnx; by default the first that is there.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Answer this, and end.")] = None,
+) -> None:
+    """Talk to a finished result."""
+    from pipeline.chat import answer, open_chat, talk
+
+    opened = open_chat(folder, runtime)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # Ctrl-C ends an answer, not the chat
+    if prompt is None:
+        talk(opened, Console())
+    else:
+        answer(opened, prompt, Console())
+
+
+@app.command()
+def doctor(build: Build = Path("build")) -> None:
+    """Look whether everything that runs need is here, and say what to do where it is not; status 1 then."""
+    from pipeline.doctor import examine, findings_table
+
+    findings = examine(build)
+    Console().print(findings_table(findings))
+    raise typer.Exit(0 if all(well for _, well, _ in findings) else 1)
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON schema of recipes, for editors."""
     from pipeline.schema import recipe_schema

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -33,9 +32,8 @@ HEAD = "lm_head"
 Found = Iterator[tuple[Layer, BlockFormat, float]]
 
 
-@dataclass(frozen=True)
 class Seen:
-    """What a linear layer saw.
+    """What a linear layer saw, window by window; large arrays lie on the disk.
 
     Attributes:
         x: inputs, float32 [tokens, K].
@@ -43,9 +41,24 @@ class Seen:
         gradients: of the log-likelihood of sampled texts by the layer's outputs, float32 [samples, tokens, N].
     """
 
-    x: np.ndarray
-    windows: np.ndarray
-    gradients: np.ndarray
+    def __init__(self, scratch: Path, tokens: int, shape: tuple[int, ...], samples: int) -> None:
+        n, k = shape
+        self.x, self.windows = room(scratch, (tokens, k)), np.empty(tokens, np.int64)
+        self.gradients = room(scratch, (samples, tokens, n))
+        self.count = 0
+
+    def add(self, window: int, x: torch.Tensor, gradients: list[torch.Tensor]) -> None:
+        """Count a window in; an expert sees some of its tokens, or none."""
+        rows = x.detach().reshape(-1, x.shape[-1]).numpy()
+        here = slice(self.count, self.count + len(rows))
+        self.x[here], self.windows[here] = rows, window
+        for sample, gradient in enumerate(gradients):
+            self.gradients[sample, here] = gradient.reshape(-1, gradient.shape[-1]).numpy()
+        self.count += len(rows)
+
+    def close(self) -> None:
+        """Forget the room that was not needed."""
+        self.x, self.windows, self.gradients = self.x[: self.count], self.windows[: self.count], self.gradients[:, : self.count]
 
 
 class BlockDamage(Sensitivity):
@@ -108,36 +121,30 @@ class BlockDamage(Sensitivity):
         """
         prefix = f"model.layers.{number}."
         wanted = {name.removeprefix(prefix): name for name in self.forms if name.startswith(prefix)}
-        parts: dict[str, list[tuple[int, np.ndarray, list[np.ndarray]]]] = defaultdict(list)
         before = None if back is None else torch.empty_like(back)
+        found: dict[str, Seen] = {}
         for window, x in enumerate(torch.split(hidden, 1)):
             x = x.clone().requires_grad_(back is not None)
             with _watching(block, list(wanted)) as seen:
                 y = self.decoder.run(block, x)
-            gradients: dict[str, list[np.ndarray]] = defaultdict(list)
+            gradients: dict[str, list[torch.Tensor]] = defaultdict(list)
             for sample in range(0 if back is None else len(back)):
                 assert back is not None and before is not None  # noqa: PT018
-                outputs = [out for _, out in seen.values()]
-                found = torch.autograd.grad(
-                    y, [x, *outputs], back[sample, window : window + 1], retain_graph=True, materialize_grads=True
-                )
-                before[sample, window] = found[0][0]
-                for name, gradient in zip(seen, found[1:], strict=True):
-                    gradients[name].append(gradient.reshape(-1, gradient.shape[-1]).numpy())
+                ends = [out for _, out in seen.values()]
+                ahead = back[sample, window : window + 1]
+                pulled = torch.autograd.grad(y, [x, *ends], ahead, retain_graph=True, materialize_grads=True)
+                before[sample, window] = pulled[0][0]
+                for name, gradient in zip(seen, pulled[1:], strict=True):
+                    gradients[name].append(gradient)
             for name, (given, _) in seen.items():
-                parts[wanted[name]].append((window, given.detach().reshape(-1, given.shape[-1]).numpy(), gradients[name]))
-        return {name: self._gather(part) for name, part in parts.items()}, before
-
-    def _gather(self, parts: list[tuple[int, np.ndarray, list[np.ndarray]]]) -> Seen:
-        windows = np.repeat([window for window, _, _ in parts], [len(x) for _, x, _ in parts])
-        x = room(self.scratch, (len(windows), parts[0][1].shape[1]))
-        np.concatenate([one for _, one, _ in parts], out=x)
-        samples = len(parts[0][2])
-        n = parts[0][2][0].shape[1] if samples else 0
-        gradients = room(self.scratch, (samples, len(windows), n))
-        for sample in range(samples):
-            np.concatenate([one[sample] for _, _, one in parts], out=gradients[sample])
-        return Seen(x, windows, gradients)
+                whole = wanted[name]
+                if whole not in found:
+                    shape, samples = self.by_name[whole].weight.shape, 0 if back is None else len(back)
+                    found[whole] = Seen(self.scratch, self.ids.numel(), shape, samples)
+                found[whole].add(window, given, gradients[name])
+        for one in found.values():
+            one.close()
+        return found, before
 
     def head(self, hidden: torch.Tensor) -> np.ndarray:
         """What the last product multiplies, float32 [tokens, hidden]."""

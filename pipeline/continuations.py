@@ -9,7 +9,7 @@ import onnxruntime
 
 from pipeline.checkpoint import Checkpoint
 from pipeline.export import load_graph
-from pipeline.sessions import decoder_feeds, open_model, open_reference
+from pipeline.sessions import decode, open_model, open_reference
 from pipeline.validate import load_tokenizer
 
 PROMPTS, PROMPT, NEW_TOKENS = 3, 16, 32
@@ -38,12 +38,10 @@ def continuations(graph_file: Path, checkpoint: Checkpoint, candidate: Path, win
 
 def greedy(session: onnxruntime.InferenceSession, prompt: list[int], count: int) -> list[int]:
     """`count` tokens after `prompt`, each the likeliest, on the model's cache."""
-    outputs = [one.name for one in session.get_outputs()]
     past: dict[str, np.ndarray] | None = None
     ids, chosen = prompt, []
     for _ in range(count):
-        found = dict(zip(outputs, session.run(None, decoder_feeds(session, np.array([ids]), past)), strict=True))
-        chosen.append(int(found["logits"][0, -1].argmax()))
+        scores, past = decode(session, ids, past)
+        chosen.append(int(scores.argmax()))
         ids = chosen[-1:]
-        past = {name.replace("present.", "past_key_values."): v for name, v in found.items() if name.startswith("present.")}
     return chosen

@@ -95,6 +95,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise PipelineError(f"{path}: damaged: {error}") from error
     if not isinstance(manifest, dict) or not {"files", "weights", "hand_offs"} <= set(manifest):
         raise PipelineError(f"{path}: damaged: it is not a manifest of a finished run.")
+    if "gates" not in manifest:
+        raise PipelineError(f"{path}: made by an earlier version. Run the recipe again; what is known already is recalled.")
     return manifest
 
 

@@ -107,3 +107,13 @@ def decoder_feeds(
     feeds["attention_mask"] = np.ones((batch, seen + count), np.int64)
     feeds["position_ids"] = np.tile(np.arange(seen, seen + count), (batch, 1))
     return {name: value for name, value in feeds.items() if name in shapes}
+
+
+def decode(
+    session: onnxruntime.InferenceSession, ids: list[int], past: dict[str, np.ndarray] | None
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Read some more tokens after `past`: logits float32 [vocabulary] after the last, and the new past."""
+    names = [one.name for one in session.get_outputs()]
+    found = dict(zip(names, session.run(None, decoder_feeds(session, np.array([ids]), past)), strict=True))
+    past = {name.replace("present.", "past_key_values."): v for name, v in found.items() if name.startswith("present.")}
+    return found["logits"][0, -1], past

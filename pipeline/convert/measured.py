@@ -17,6 +17,8 @@ import numpy as np
 
 from pipeline.errors import ConvertError
 
+SECONDS = 4 * 3600
+"""An engine that has not answered by then hangs."""
 ROWS = 64
 """Tokens whose logits are widened to float64 at once."""
 
@@ -85,10 +87,14 @@ def run_module(engine: str, module: str, what: Path, request: Path, result: Path
         ConvertError: it crashed, or wrote no result; with its last lines.
     """
     result.unlink(missing_ok=True)
-    done = subprocess.run(
-        [sys.executable, "-m", module, str(request), str(result)],
-        capture_output=True, text=True, errors="replace", check=False, cwd=Path(__file__).parents[2],
-    )  # fmt: skip
+    command = [sys.executable, "-m", module, str(request), str(result)]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", check=False, cwd=Path(__file__).parents[2],
+            timeout=SECONDS,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        raise ConvertError(f"{engine} did not finish {what} in {SECONDS} s and was stopped.") from error
     if done.returncode or not result.exists():
         end = "\n".join((done.stdout + done.stderr).strip().splitlines()[-12:])
         raise ConvertError(f"{engine} failed on {what} (status {done.returncode}):\n{end}")

@@ -17,6 +17,8 @@ from pipeline.errors import ConvertError
 
 _CALL = 'import sys, _tools; _tools.mnnconvert(["mnnconvert", *sys.argv[1:]])'
 _LAST_LINES = 12
+SECONDS = 3600
+"""The graph of a 7B takes it some; one that has not come by then never will."""
 
 
 def convert(kind: str, source: Path, target: Path, *options: str) -> str:
@@ -43,9 +45,11 @@ def write_json(document: dict[str, Any], target: Path, scratch: Path) -> None:
 
 def _run(target: Path, *arguments: str) -> str:
     target.unlink(missing_ok=True)
-    done = subprocess.run(
-        [sys.executable, "-c", _CALL, *arguments], capture_output=True, text=True, errors="replace", check=False
-    )
+    command = [sys.executable, "-c", _CALL, *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, timeout=SECONDS)
+    except subprocess.TimeoutExpired as error:
+        raise ConvertError(f"MNN's converter made no {target.name} in {SECONDS} s and was stopped. Run again.") from error
     log = done.stdout + done.stderr
     if done.returncode or not target.exists() or target.stat().st_size == 0:
         end = "\n".join(log.strip().splitlines()[-_LAST_LINES:])
