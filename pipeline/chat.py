@@ -35,6 +35,8 @@ class Chat:
     messages: list[dict[str, str]] = field(default_factory=list)
     read: list[int] = field(default_factory=list)
     """Token ids in the engine's cache."""
+    count: int = 0
+    """Tokens of the last answer."""
 
     def ask(self, text: str) -> Iterator[str]:
         """The answer to `text`, piece by piece; both are remembered."""
@@ -50,6 +52,7 @@ class Chat:
         scores = self.engine.forward(ids[len(self.read) :])
         self.read = list(ids)
         answer: list[int] = []
+        self.count = 0
         written, stop = "", set(stop_ids(self.checkpoint))
         before = shown = 0  # tokens whose text is context, and tokens whose text was given out
         for _ in range(LONGEST):
@@ -57,6 +60,7 @@ class Chat:
             if token in stop:
                 break
             answer.append(token)
+            self.count += 1
             text = self.engine.decode(answer[before:])
             if not text.endswith(UNFINISHED):
                 piece = text[len(self.engine.decode(answer[before:shown])) :]
@@ -121,12 +125,10 @@ def open_chat(folder: Path, runtime: str | None) -> Chat:
 
 def answer(chat: Chat, text: str, console: Console) -> None:
     """Print an answer as it comes, reasoning dim, and how fast it came. Ctrl-C ends it."""
-    began, count, style = time.monotonic(), 0, ""
-    first = None
+    began, first, style = time.monotonic(), None, ""
     try:
         for piece in chat.ask(text):
             first = first or time.monotonic()
-            count += 1
             for part in _split(piece):
                 style = "dim" if part == THINK else style
                 console.print(part, style=style, end="", markup=False, highlight=False, soft_wrap=True)
@@ -135,8 +137,8 @@ def answer(chat: Chat, text: str, console: Console) -> None:
         chat.read = []  # the cache holds half an answer
         chat.engine.reset()
     seconds = time.monotonic() - (first or began)
-    speed = f", {(count - 1) / seconds:.1f} tokens/s" if count > 1 and seconds else ""
-    console.print(f"\n[{count} tokens{speed}]", style="dim", markup=False, highlight=False)
+    speed = f", {(chat.count - 1) / seconds:.1f} tokens/s" if chat.count > 1 else ""
+    console.print(f"\n[{chat.count} tokens{speed}]", style="dim", markup=False, highlight=False)
 
 
 def talk(chat: Chat, console: Console, read: Callable[[str], str] = input) -> None:
