@@ -13,7 +13,7 @@ from pipeline.checkpoint import Checkpoint
 from pipeline.errors import PipelineError
 from pipeline.recipe import Calibrate
 from pipeline.store import Store, digest, source_digest, versions
-from pipeline.validate import load_tokenizer
+from pipeline.validate import known_ids, load_tokenizer
 
 SHORTEST = 200
 """Characters of the shortest docstring that is worth reading."""
@@ -38,7 +38,7 @@ def calibration_windows(
     end = checkpoint.config.get("eos_token_id")
     ids: list[int] = []
     for text in _texts(options, folder):
-        ids += tokenizer.encode(text).ids + ([end] if isinstance(end, int) else [])
+        ids += known_ids(tokenizer.encode(text).ids, checkpoint) + ([end] if isinstance(end, int) else [])
         if len(ids) >= wanted:
             return np.array(ids[:wanted], np.int64).reshape(options.windows, options.window)
     raise PipelineError(

@@ -17,7 +17,7 @@ from onnx import TensorProto
 from passes._weights import Weight
 from pipeline.errors import CheckpointError
 
-MAX_HEADER_BYTES = 100_000_000
+MAX_HEADER_BYTES = 25_000_000
 """The cap of the safetensors format itself (https://github.com/huggingface/safetensors#format)."""
 
 FLOAT_TYPES = {"F32": TensorProto.FLOAT, "F16": TensorProto.FLOAT16, "BF16": TensorProto.BFLOAT16}
@@ -95,7 +95,7 @@ class Checkpoint:
             return {}
         try:
             value = json.loads(path.read_text("utf-8"))
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, RecursionError) as error:
             raise CheckpointError(f"{path}: not readable as JSON: {error}") from error
         if not isinstance(value, dict):
             raise CheckpointError(f"{path}: holds a {type(value).__name__}, expected a JSON object.")
@@ -104,11 +104,14 @@ class Checkpoint:
     def _shards(self) -> list[Path]:
         index = self.folder / "model.safetensors.index.json"
         if index.exists():
-            names = sorted(set(self.read_json(index.name).get("weight_map", {}).values()))
+            shards = self.read_json(index.name).get("weight_map", {})
+            if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+                raise CheckpointError(f"{index}: its weight_map does not name shards by the tensors in them.")
+            names = sorted(set(shards.values()))
             for name in names:
-                if not isinstance(name, str) or Path(name).name != name:
+                if Path(name).name != name or name == "..":
                     raise CheckpointError(f"{index}: shard '{name}' is not a plain file name.")
-                if not (self.folder / name).exists():
+                if not (self.folder / name).is_file():
                     raise CheckpointError(f"{index}: names the shard '{name}', which is not in {self.folder}.")
             return [self.folder / name for name in names]
         files = sorted(self.folder.glob("*.safetensors"))
@@ -135,7 +138,7 @@ def open_checkpoint(folder: Path, source: str, revision: str | None = None) -> C
 
 def _read_header(file: Path) -> dict[str, CheckpointWeight]:
     """The tensors of one .safetensors file, its header checked against its size."""
-    real = file.resolve()  # the Hub's cache links to blobs; onnxruntime reads no links
+    real = _real(file)
     size = real.stat().st_size
     with real.open("rb") as stream:
         head = stream.read(8)
@@ -144,7 +147,7 @@ def _read_header(file: Path) -> dict[str, CheckpointWeight]:
             raise CheckpointError(f"{file}: not a safetensors file, or cut short ({size} bytes).")
         try:
             header = json.loads(stream.read(length))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise CheckpointError(f"{file}: its header is damaged: {error}") from error
     if not isinstance(header, dict):
         raise CheckpointError(f"{file}: its header is not a JSON object.")
@@ -154,6 +157,8 @@ def _read_header(file: Path) -> dict[str, CheckpointWeight]:
     for name, entry in sorted(header.items(), key=lambda item: _begin(file, *item)):
         begin, end = entry["data_offsets"]
         shape, kind = entry.get("shape"), entry.get("dtype")
+        if not isinstance(kind, str):
+            raise CheckpointError(f"{file}: '{name}' has the dtype {kind}; its header is damaged.")
         if not isinstance(shape, list) or not all(type(d) is int and d >= 0 for d in shape):
             raise CheckpointError(f"{file}: '{name}' has the shape {shape}.")
         if begin != expected or start + end > size:
@@ -171,6 +176,19 @@ def _read_header(file: Path) -> dict[str, CheckpointWeight]:
     if start + expected != size:
         raise CheckpointError(f"{file}: {size - start - expected} bytes follow the last tensor; the file is damaged.")
     return found
+
+
+def _real(file: Path) -> Path:
+    """The file itself: onnxruntime reads no links. The Hub's cache links to its blobs; any other link must stay in its folder.
+
+    Raises:
+        CheckpointError: the link leads out of the checkpoint.
+    """
+    real, folder = file.resolve(), file.parent.resolve()
+    allowed = [folder, folder.parent.parent / "blobs"]  # models--x/snapshots/<commit>/file -> models--x/blobs/<hash>
+    if file.is_symlink() and not any(real.is_relative_to(one) for one in allowed):
+        raise CheckpointError(f"{file}: is a link to {real}, outside the checkpoint. Put the file itself there.")
+    return real
 
 
 def _begin(file: Path, name: str, entry: Any) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from pipeline.figures import compare_figure, svg
 from pipeline.manifest import read_manifest
@@ -35,7 +35,7 @@ def comparison_rows(results: list[tuple[str, dict[str, Any]]], failures: dict[st
 
 def comparison_table(rows: list[tuple[str, ...]]) -> Table:
     """For the terminal."""
-    table = Table(*COLUMNS)
+    table = Table(Column(COLUMNS[0], no_wrap=True), *COLUMNS[1:])
     for row in rows:
         table.add_row(*row)
     return table

@@ -12,7 +12,7 @@ import logging
 import re
 import warnings
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import onnx
 import onnx_graphsurgeon as gs
@@ -22,6 +22,7 @@ from passes.base import Options
 from pipeline.checkpoint import Checkpoint, CheckpointWeight
 from pipeline.errors import ExportError
 from pipeline.onnx_source import OnnxModel
+from pipeline.segments import LAYER
 from pipeline.transformers_config import transformers_config, translated
 
 DECODERS = (
@@ -91,10 +92,15 @@ def export_graph(checkpoint: Checkpoint, options: Export, path: Path) -> None:
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
         try:
-            config = transformers_config(checkpoint)
-            # convolutions of the meta device cannot be traced; models of images are small
-            with contextlib.nullcontext() if config.model_type in VISION else empty_parameters():
-                model = getattr(transformers, MODELS[options.task]).from_config(config, dtype=torch.float32).eval()
+            try:
+                config = transformers_config(checkpoint)
+                # convolutions of the meta device cannot be traced; models of images are small
+                with contextlib.nullcontext() if config.model_type in VISION else empty_parameters():
+                    model = getattr(transformers, MODELS[options.task]).from_config(config, dtype=torch.float32).eval()
+            except Exception as error:  # whatever transformers raises for numbers that make no model
+                what = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+                where = checkpoint.folder / "config.json"
+                raise ExportError(f"{where}: transformers cannot build the model that it describes: {what}") from error
             build = TasksManager.get_exporter_config_constructor(
                 "onnx", model=model, task=options.task, library_name="transformers"
             )
@@ -119,6 +125,7 @@ def check_config(checkpoint: Checkpoint, options: Export) -> None:
     fitting = TASKS[SUPPORTED[kind]]
     if options.task not in fitting:
         raise ExportError(f"{where}: '{kind}' is a {SUPPORTED[kind]}; set export: {{task: {' or '.join(fitting)}}}.")
+    _check_dimensions(config, checkpoint, where)
     scaling = translated(config, where).get("rope_scaling") or {}
     rope = scaling.get("rope_type", scaling.get("type", "default"))
     if rope not in ROPE_TYPES:
@@ -126,6 +133,25 @@ def check_config(checkpoint: Checkpoint, options: Export) -> None:
             f"{where}: RoPE of the type '{rope}' changes its frequencies with the length of the text, which a graph cannot. "
             f"Supported: {', '.join(ROPE_TYPES)}."
         )
+
+
+DIMENSIONS = {
+    "hidden_size": 1 << 17, "intermediate_size": 1 << 20, "num_hidden_layers": 1 << 12, "num_attention_heads": 1 << 12,
+    "num_key_value_heads": 1 << 12, "vocab_size": 1 << 24, "max_position_embeddings": 1 << 26,
+}  # fmt: skip
+"""The largest that anybody has made, and some times more."""
+
+
+def _check_dimensions(config: dict[str, Any], checkpoint: Checkpoint, where: Path) -> None:
+    """Refuse numbers that describe no model, before something of their size is made."""
+    for name, largest in DIMENSIONS.items():
+        value = config.get(name)
+        if value is not None and not (type(value) is int and 1 <= value <= largest):
+            raise ExportError(f"{where}: {name} is {value!r}; expected a number from 1 to {largest:,}.")
+    layers = {int(found.group(1)) for name in checkpoint.weights if (found := LAYER.search(name))}
+    described = config.get("num_hidden_layers")
+    if layers and described is not None and described > len(layers):
+        raise ExportError(f"{where}: num_hidden_layers is {described}, the weights have {len(layers)} layers.")
 
 
 def bind(graph: gs.Graph, checkpoint: Checkpoint) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +29,12 @@ class InlineWeight(ArrayWeight):
     def __init__(self, array: np.ndarray, file: Path) -> None:
         super().__init__(array)
         self.file = file
+
+
+KEYS = {"location", "offset", "length", "checksum", "basepath"}
+"""What ONNX says of external data."""
+LARGEST = 1 << 40
+"""Elements of a tensor."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,9 @@ class OnnxModel(Checkpoint):
         except Exception as error:  # protobuf's and the checker's have no common ancestor
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise CheckpointError(f"{self.file}: not a valid ONNX model: {reason[0][:300]}") from error
+        for tensor in model.graph.initializer:
+            if any(size < 0 for size in tensor.dims) or math.prod(tensor.dims) > LARGEST:
+                raise CheckpointError(f"{self.file}: not a valid ONNX model: '{tensor.name}' has {list(tensor.dims)} elements.")
         version = next((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), OPSET)
         if version >= OPSET:
             return model
@@ -91,8 +101,33 @@ class OnnxModel(Checkpoint):
                 return None
             return InlineWeight(onnx.numpy_helper.to_array(tensor), self.file)
         place = {entry.key: entry.value for entry in tensor.external_data}
-        file = (self.folder / place["location"]).resolve()
-        return CheckpointWeight(tensor.name, file, int(place.get("offset", 0)), tuple(tensor.dims), tensor.data_type)
+        if odd := sorted(set(place) - KEYS):
+            raise self._wrong(tensor.name, f"have the attribute {odd[0]!r}, which ONNX does not know")
+        file = self._data_file(tensor.name, place.get("location", ""))
+        weight = CheckpointWeight(
+            tensor.name, file, self._number(tensor.name, place, "offset", 0), tuple(tensor.dims), tensor.data_type
+        )
+        if self._number(tensor.name, place, "length", weight.nbytes) != weight.nbytes:
+            raise self._wrong(tensor.name, f"are {place['length']} bytes, its shape {list(tensor.dims)} needs {weight.nbytes}")
+        if weight.offset + weight.nbytes > (size := file.stat().st_size):
+            raise self._wrong(tensor.name, f"end at byte {weight.offset + weight.nbytes}, {file.name} has {size}")
+        return weight
+
+    def _data_file(self, name: str, location: str) -> Path:
+        """The file of external data, if it is a plain one beneath the model's folder: no link of either kind, no way out."""
+        file = self.folder / location
+        if not file.is_file() or file.resolve() != file or not file.is_relative_to(self.folder) or file.stat().st_nlink > 1:
+            raise self._wrong(name, f"lie in {location!r}, which is no plain file beneath {self.folder}")
+        return file
+
+    def _number(self, name: str, place: dict[str, str], key: str, default: int) -> int:
+        text = place.get(key, str(default))
+        if not (text.isascii() and text.isdecimal()):
+            raise self._wrong(name, f"have the {key} {text!r}, which is no number")
+        return int(text)
+
+    def _wrong(self, name: str, what: str) -> CheckpointError:
+        return CheckpointError(f"{self.file}: the external data of '{name}' {what}. The file is damaged, or not to be trusted.")
 
 
 def open_onnx(file: Path, source: str) -> OnnxModel:

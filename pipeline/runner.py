@@ -43,6 +43,7 @@ from pipeline.run import Run
 from pipeline.samples import decoder_samples, samples_for
 from pipeline.steps import Steps
 from pipeline.store import Store, digest, source_digest, versions, writing
+from pipeline.template_check import check_template
 from pipeline.validation import validate_samples, validate_text
 from pipeline.weights import SourceDigests, entry_of
 
@@ -69,6 +70,7 @@ def run_recipe(recipe: Recipe, build: Path, model: Path | None, console: Console
         kept.sweep()
         run = Run(recipe, resolve(recipe, model), kept, Steps(console), SourceDigests(kept))
         console.print(f"{recipe.name}: {export.describe(run.checkpoint)}")
+        check_template(run.checkpoint)
         with writing(build):
             run.graph_file = graph_file = export_step(run)
             recipe = _allocate(run)

@@ -16,6 +16,8 @@ from pipeline.store import digest
 from pipeline.validate import token_windows
 
 SEED = 0
+LARGEST = 1 << 30
+"""Bytes of a file of inputs, unpacked."""
 TEXT_INPUTS = {"input_ids", "attention_mask", "token_type_ids", "position_ids"}
 
 
@@ -69,6 +71,9 @@ def _text(window: np.ndarray, names: set[str]) -> Feeds:
 
 def _from_file(path: Path, graph: gs.Graph) -> Feeds:
     try:
+        with zipfile.ZipFile(path) as archive:
+            if (size := sum(one.file_size for one in archive.infolist())) > LARGEST:
+                raise PipelineError(f"validate: {path}: its arrays are larger than {LARGEST >> 30} GB ({size:,} bytes).")
         with np.load(path, allow_pickle=False) as file:
             found = dict(file)
     except (OSError, ValueError, TypeError, zipfile.BadZipFile) as error:  # TypeError: one array, in an .npy file

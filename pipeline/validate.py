@@ -45,7 +45,9 @@ def token_windows(recipe: Recipe, checkpoint: Checkpoint) -> np.ndarray:
         PipelineError: there is no such text, or it has fewer tokens than one window.
     """
     options = recipe.validate or Validate()
-    ids = np.array(load_tokenizer(checkpoint).encode(validation_text(options, recipe.folder)).ids, np.int64)
+    ids = np.array(
+        known_ids(load_tokenizer(checkpoint).encode(validation_text(options, recipe.folder)).ids, checkpoint), np.int64
+    )
     count = min(options.windows, len(ids) // options.window)
     if count == 0:
         raise PipelineError(f"validate: the text has {len(ids)} tokens, less than one window of {options.window}.")
@@ -67,6 +69,21 @@ def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def known_ids(ids: list[int], checkpoint: Checkpoint) -> list[int]:
+    """Token ids, all of them ones that the model has a row for.
+
+    Raises:
+        CheckpointError: tokenizer and model do not belong together.
+    """
+    rows = checkpoint.config.get("vocab_size")
+    if isinstance(rows, int) and max(ids, default=0) >= rows:
+        raise CheckpointError(
+            f"{checkpoint.folder / 'tokenizer.json'}: makes the token {max(ids)}, the model knows {rows}. They do not belong "
+            "together."
+        )
+    return ids
 
 
 def validation_text(options: Validate, folder: Path) -> str:

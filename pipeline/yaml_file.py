@@ -52,7 +52,11 @@ def read(file: Path) -> Document:
         raise RecipeError(file, f"cannot be read: {error}") from error
     try:
         loader = yaml.SafeLoader(text)
+        depth = 0
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_DEPTH:
+                raise RecipeError(_position(file, event.start_mark), "nested too deeply.")
             if isinstance(event, yaml.AliasEvent):
                 raise RecipeError(_position(file, event.start_mark), "anchors and aliases are not supported.")
         node = loader.get_single_node()
@@ -77,8 +81,6 @@ def _value(document: Document, node: yaml.Node, path: tuple[Any, ...]) -> Any:
         if kind == "timestamp":
             return str(node.value)
         raise RecipeError(here, f"the tag or type '{kind}' is not supported; write plain values.")
-    if len(path) > MAX_DEPTH:
-        raise RecipeError(here, "nested too deeply.")
     if isinstance(node, yaml.SequenceNode):
         return [_value(document, item, (*path, i)) for i, item in enumerate(node.value)]
     if isinstance(node, yaml.MappingNode):

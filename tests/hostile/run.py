@@ -1,0 +1,95 @@
+"""Run every case of the corpus, each in a process of its own: `python -m tests.hostile.run GOOD SCRATCH RESULTS.json`.
+
+A child gets 1 GB of memory beyond what the libraries take and SECONDS; an audit hook notes what it opens outside its folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+# before the forks: what every run imports
+import optimum.exporters.onnx.convert  # noqa: F401
+import transformers.models.llama.modeling_llama  # noqa: F401
+from rich.console import Console
+
+from passes.base import PassError
+from pipeline import runner
+from pipeline.errors import PipelineError
+from pipeline.recipe import load_recipe
+from pipeline.store import source_digest
+from tests.hostile.corpus import CASES
+
+BYTES, SECONDS = 1 << 30, 30
+"""Ten seconds are allowed, on a machine that does nothing else; tests share theirs."""
+
+
+def outcome(name: str, good: Path, folder: Path) -> dict[str, Any]:
+    make, _ = CASES[name]
+    recipe = make(folder, good)
+    opened: list[str] = []
+
+    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open" and isinstance(arguments[0], str) and Path(arguments[0]).resolve() == (folder / "canary").resolve():
+            opened.append(arguments[0])
+
+    sys.addaudithook(watch)
+    runner.isolated = lambda function, *args: function(*args)  # type: ignore[assignment]
+    began = time.monotonic()
+    try:
+        runner.run_recipe(load_recipe(recipe), folder / "build", None, Console(quiet=True))
+        kind, text = "ran", ""
+    except (PipelineError, PassError) as error:
+        kind, text = "refused", str(error)
+    except BaseException as error:
+        kind, text = type(error).__name__, str(error)
+    return {"kind": kind, "text": text[:2000], "seconds": time.monotonic() - began, "canary": opened, "ran": _ran(folder)}
+
+
+def _ran(folder: Path) -> bool:
+    """Whether code of the case's own was run: it would have made a folder."""
+    return (folder / "ran").exists() or Path("ran").exists()
+
+
+def in_a_child(name: str, good: Path, folder: Path) -> dict[str, Any]:
+    folder.mkdir()
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(read)
+        os.chdir(folder)
+        resource.setrlimit(resource.RLIMIT_AS, (_size() + BYTES, resource.RLIM_INFINITY))
+        signal.alarm(SECONDS)
+        result = outcome(name, good, folder)
+        result["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        os.write(write, json.dumps(result).encode())
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read, "rb") as stream:
+        content = stream.read()
+    _, status = os.waitpid(child, 0)
+    return (
+        json.loads(content) if content else {"kind": f"died (status {status})", "text": "", "canary": [], "ran": _ran(folder)}
+    )
+
+
+def _size() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def main() -> None:
+    good, scratch, results = map(Path, sys.argv[1:])
+    for module in ("pipeline.export", "pipeline.weightless"):
+        source_digest(module)
+    found = {name: in_a_child(name, good.resolve(), scratch.resolve() / name) for name in CASES}
+    results.write_text(json.dumps(found, indent=1), "utf-8")
+
+
+if __name__ == "__main__":
+    main()
