@@ -47,6 +47,10 @@ def _find(name: str, package: ModuleType, kind: type[T], word: str) -> type[T]:
     dotted = name if "." in name else f"{package.__name__}.{name}"
     if "." not in name and name not in known:
         raise KeyError(f"there is no {word} '{name}'. {did_you_mean(name, known)}")
+    if not all(part.isidentifier() for part in dotted.split(".")):
+        raise KeyError(
+            f"'{name}' is no name of a {word}: letters, digits, underscores, with dots between for a module of your own."
+        )
     try:
         module = importlib.import_module(dotted)
     except ModuleNotFoundError as error:

@@ -125,7 +125,7 @@ def check_config(checkpoint: Checkpoint, options: Export) -> None:
     fitting = TASKS[SUPPORTED[kind]]
     if options.task not in fitting:
         raise ExportError(f"{where}: '{kind}' is a {SUPPORTED[kind]}; set export: {{task: {' or '.join(fitting)}}}.")
-    _check_dimensions(config, checkpoint, where)
+    _check_dimensions(config, where)
     scaling = translated(config, where).get("rope_scaling") or {}
     rope = scaling.get("rope_type", scaling.get("type", "default"))
     if rope not in ROPE_TYPES:
@@ -142,15 +142,24 @@ DIMENSIONS = {
 """The largest that anybody has made, and some times more."""
 
 
-def _check_dimensions(config: dict[str, Any], checkpoint: Checkpoint, where: Path) -> None:
+def _check_dimensions(config: dict[str, Any], where: Path) -> None:
     """Refuse numbers that describe no model, before something of their size is made."""
     for name, largest in DIMENSIONS.items():
         value = config.get(name)
         if value is not None and not (type(value) is int and 1 <= value <= largest):
             raise ExportError(f"{where}: {name} is {value!r}; expected a number from 1 to {largest:,}.")
+
+
+def check_layers(checkpoint: Checkpoint) -> None:
+    """Refuse a configuration of more layers than there are weights for; they would all be traced first.
+
+    Raises:
+        ExportError, CheckpointError: the two files belong to different models, or the weights are damaged.
+    """
     layers = {int(found.group(1)) for name in checkpoint.weights if (found := LAYER.search(name))}
-    described = config.get("num_hidden_layers")
+    described = checkpoint.config.get("num_hidden_layers")
     if layers and described is not None and described > len(layers):
+        where = checkpoint.folder / "config.json"
         raise ExportError(f"{where}: num_hidden_layers is {described}, the weights have {len(layers)} layers.")
 
 

@@ -120,6 +120,7 @@ def export_step(run: Run) -> Path:
         record.cached = entry is not None
         if entry is None:
             export.check_config(run.checkpoint, options)
+            export.check_layers(run.checkpoint)
 
             def write(folder: Path) -> dict[str, Any]:
                 isolated(export.export_graph, run.checkpoint, options, folder / MODEL)

