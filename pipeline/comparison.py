@@ -5,14 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Column, Table
 
 from pipeline.figures import compare_figure, svg
 from pipeline.manifest import read_manifest
 from pipeline.page import page_template
-from pipeline.report import ENGINES, megabytes
+from pipeline.report import megabytes
 
-COLUMNS = ("", "size", "bits per weight", "perplexity", "KL", "plain rtn", "same first choice", "gates", "seconds")
+COLUMNS = ("", "size", "bits", "ppl", "KL", "rtn KL", "same", "gates", "time")
+"""Size of the first hand-off; stored bits per weight; perplexity; KL divergence in nats per token, and that of plain rounding;
+how often the first choice is the float model's."""
 
 
 def read_results(folders: list[Path]) -> list[tuple[str, dict[str, Any]]]:
@@ -35,7 +38,8 @@ def comparison_rows(results: list[tuple[str, dict[str, Any]]], failures: dict[st
 
 def comparison_table(rows: list[tuple[str, ...]]) -> Table:
     """For the terminal."""
-    table = Table(Column(COLUMNS[0], no_wrap=True), *COLUMNS[1:])
+    columns = (Column(name, no_wrap=bool(name), overflow="fold") for name in COLUMNS)
+    table = Table(*columns, box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for row in rows:
         table.add_row(*row)
     return table
@@ -63,10 +67,10 @@ def _first(manifest: dict[str, Any]) -> str:
 def _row(name: str, manifest: dict[str, Any]) -> tuple[str, ...]:
     quality, gates = manifest["quality"].get("onnxruntime", {}), manifest["gates"]
     folder = _first(manifest)
-    size = f"{megabytes(manifest['size'][f'{folder}_bytes'])} {ENGINES.get(folder, 'ONNX')}"
-    missed = [gate["name"] for gate in gates if not gate["passed"]]
-    said = f"missed {', '.join(missed)}" if missed else "passed" if gates else ""
-    seconds = f"{sum(step['seconds'] for step in manifest['steps']):.0f}"
+    size = megabytes(manifest["size"][f"{folder}_bytes"])
+    missed = sum(not gate["passed"] for gate in gates)
+    said = f"missed {missed}/{len(gates)}" if missed else "passed" if gates else ""
+    seconds = f"{sum(step['seconds'] for step in manifest['steps']):.0f} s"
     if "kl_divergence" not in quality:
         return name, size, f"{manifest['size']['bits_per_weight']:.3f}", "", "", "", "", said, seconds
     plain = manifest["quality"].get("plain_rtn")

@@ -140,13 +140,13 @@ def position_figure(divergence: list[float], plain: list[float] | None, window: 
 
 
 def compare_figure(points: Iterable[tuple[str, float, float]]) -> Figure:
-    """Size against KL divergence, a point for each result: (name, megabytes, KL)."""
+    """Size against KL divergence, a point for each result: (name, megabytes, KL). Names stand beside: points may be close."""
     figure = new_figure()
     axes = figure.add_subplot()
-    for name, x, y in points:
-        axes.plot(x, y, "o", color=BLUE)
-        axes.annotate(name, (x, y), xytext=(6, 4), textcoords="offset points", color=INK)
-    axes.margins(x=0.25, y=0.15)
+    for number, (name, x, y) in enumerate(points):
+        axes.plot(x, y, "osD^v"[number // 10 % 5], color=colormaps["tab10"](number % 10), label=name)
+    axes.margins(0.15)
     axes.set(xlabel="MB", ylabel="KL divergence, nats per token", yscale="log")
     quiet(figure)
+    figure.legend(loc="outside right upper", frameon=False, labelcolor=INK, fontsize=8)
     return figure

@@ -76,7 +76,8 @@ def _verdict(manifest: dict[str, Any]) -> tuple[str, str]:
         return "missed", "; ".join(f"{one['name']} is {one['found']:.4f}, {one['allowed']} is allowed" for one in missed)
     exact = [ENGINES[name] for name, one in manifest["hand_offs"].items() if one["bit_exact"]]
     proven = f"the same codes in ONNX and {' and '.join(exact)}, bit for bit" if exact else "no other engine was asked for"
-    gates = f"all {len(manifest['gates'])} gates passed" if manifest["gates"] else "no gate was set"
+    count = len(manifest["gates"])
+    gates = ("no gate was set", "its gate is passed")[count] if count < 2 else f"all {count} gates are passed"
     return "passed" if manifest["gates"] else "done", f"{gates}; {proven}"
 
 

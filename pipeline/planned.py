@@ -23,6 +23,8 @@ from pipeline.pace import expected_seconds
 from pipeline.recipe import Recipe
 from pipeline.segments import LAYER
 from pipeline.store import Store
+from pipeline.validate import too_large
+from pipeline.validation import plain_steps
 from pipeline.weights import SourceDigests, weight_key
 
 BASE_MEMORY = 600_000_000
@@ -90,7 +92,14 @@ class Plan:
         states = (
             4 * self.hidden_size * self.recipe.validate.windows * self.recipe.validate.window if self.recipe.validate else 0
         )
-        return codes + states + self._activations() + self.onnx_bytes + sum(self.hand_off_bytes().values())
+        plain = 2 * self.onnx_bytes if self._measures_plain() else 0  # once in the store, once as a model
+        return codes + states + self._activations() + plain + self.onnx_bytes + sum(self.hand_off_bytes().values())
+
+    def _measures_plain(self) -> bool:
+        """Whether a run measures plain rounding, too."""
+        decoder = is_decoder(self.checkpoint, self.recipe.export)
+        wanted = self.recipe.validate is not None and decoder and bool(plain_steps(self.recipe))
+        return wanted and too_large(self.checkpoint) is None
 
     @property
     def memory_bytes(self) -> int:

@@ -14,6 +14,7 @@ from pipeline.continuations import continuations
 from pipeline.onnx_file import MODEL
 from pipeline.onnx_folder import write_files
 from pipeline.pieces import Feeds
+from pipeline.recipe import Recipe, Step
 from pipeline.run import RUNTIME_LIBRARIES, Run, recall
 from pipeline.steps import Record
 from pipeline.store import digest, source_digest, versions
@@ -54,7 +55,7 @@ def validate_text(run: Run, graph_file: Path, folder: Path, samples: list[Feeds]
 
         reference = reference or run.store.put(record.key, write)
     fits = validate.too_large(run.checkpoint) is None
-    if fits:
+    if fits and plain_steps(run.recipe):
         _plain(run, graph_file, reference.file("hidden.npy"), windows, folder.with_name("plain"))
     with run.steps.step("validate", options.model_dump(mode="json")) as (record, report):
         made = [_recorded(run, name).key for name in ("reference", "write onnx")]
@@ -69,11 +70,15 @@ def validate_text(run: Run, graph_file: Path, folder: Path, samples: list[Feeds]
         run.quality["onnxruntime"] = recall(run, record, compute)
 
 
+def plain_steps(recipe: Recipe) -> list[Step]:
+    """The passes with codes by plain rounding; none where the recipe does nothing better."""
+    steps = [replace(step, options=plain) for step in recipe.passes if (plain := step.options.plain) is not None]
+    return [] if steps == list(recipe.passes) else steps
+
+
 def _plain(run: Run, graph_file: Path, hidden: Path, windows: np.ndarray, folder: Path) -> None:
-    """What the same bits and blocks are worth with codes by plain rounding, where the recipe does better than that."""
-    steps = [replace(step, options=plain) for step in run.recipe.passes if (plain := step.options.plain) is not None]
-    if steps == list(run.recipe.passes):
-        return
+    """What the same bits and blocks are worth with codes by plain rounding."""
+    steps = plain_steps(run.recipe)
     with run.steps.step("plain rtn", {}) as (record, report):
         said = [(s.name, s.options.model_dump(mode="json"), source_digest(type(s.options).__module__)) for s in steps]
         record.key = digest("plain rtn", _recorded(run, "reference").key, said, source_digest(__name__))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,7 @@ from pipeline.errors import PipelineError, RecipeError
 from pipeline.plan import make_plan, plan_tables
 from pipeline.recipe import load_recipe
 from pipeline.runner import run_recipe
+from tests.conftest import PYDOCS
 from tests.graphs import graph, random
 from tests.tiny import recipe_text
 
@@ -260,3 +262,24 @@ def test_a_plan_shows_what_was_measured(tiny: Callable[..., Path], tmp_path: Pat
     assert planned == found
     assert all(one.cached for one in plan.weights)
     assert any((table.title or "").startswith("bits/block of every weight") for table in plan_tables(plan))
+
+
+def test_the_flagship_fits_to_a_thousandth(
+    tmp_path: Path, flagship: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the headers of the true shape; what the weights cost is made up, since they are zeros."""
+    model = flagship()
+    shutil.copytree(PYDOCS, model, dirs_exist_ok=True, ignore=lambda _, names: {n for n in names if "tokenizer" not in n})
+
+    def made_up(context: Any, place: int, asked: Any) -> dict[tuple[str, BlockFormat], float]:
+        rng = np.random.default_rng(0)
+        scale = {one.name: float(rng.lognormal()) for one in asked.layers}
+        return {(one.name, form): scale[one.name] * 4.0**-form.bits for one in asked.layers for form in asked.forms}
+
+    monkeypatch.setattr("pipeline.budget.known_damages", made_up)
+    plan = make_plan(load_recipe(Path("recipes/deepseek-r1-7b-fit-3.2gb.yaml")), tmp_path / "build", model)
+    assert 0.999 * 3.2e9 < plan.hand_off_bytes()["mnn-llm"] <= 3.2e9
+    fast = make_plan(load_recipe(Path("recipes/deepseek-r1-7b-fast-q3.yaml")), tmp_path / "build", model)
+    weights = [(math.prod(one.weight.source.shape), one.weight.form.bits) for one in fast.weights]
+    cost = device_times("snapdragon-8-elite", Path("recipes")).relative((2, 3, 4))
+    assert sum(count * cost[bits] for count, bits in weights) <= sum(count for count, _ in weights)
