@@ -19,15 +19,19 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 
 RecipeName = Annotated[str, typer.Argument(help="A recipe file, or the name of one in recipes/.")]
 ModelFolder = Annotated[Path | None, typer.Option(help="Take the checkpoint from this folder instead.")]
+StorePlace = Annotated[
+    str | None, typer.Option(help="Where finished steps are kept: a folder, or a URL to share them (s3://, ssh://, file://).")
+]
 Build = Annotated[Path, typer.Option(help="Where results go.")]
 
 
 @app.command()
-def run(recipe: RecipeName, model: ModelFolder = None, build: Build = Path("build")) -> None:
+def run(recipe: RecipeName, model: ModelFolder = None, build: Build = Path("build"), store: StorePlace = None) -> None:
     """Run a recipe: checkpoint to ONNX to low bits to MNN, checked."""
     from pipeline.runner import run_recipe
+    from pipeline.shared_store import store_at
 
-    run_recipe(load_recipe(find_recipe(recipe)), build, model, Console())
+    run_recipe(load_recipe(find_recipe(recipe)), build, model, Console(), store_at(build, store))
 
 
 @app.command()
@@ -97,8 +101,10 @@ def sweep(
     model: ModelFolder = None,
     build: Build = Path("build"),
     on: Annotated[str | None, typer.Option(help="A Ray cluster, ray://HOST:PORT; its nodes share --build.")] = None,
+    store: StorePlace = None,
 ) -> None:
     """Run every combination of some options and compare them."""
+    from pipeline.shared_store import store_at
     from pipeline.sweep import Runs, read_axes, run_here
     from pipeline.sweep import sweep as run_sweep
 
@@ -107,7 +113,8 @@ def sweep(
         from pipeline.on_ray import run_on
 
         runs = run_on(on)
-    print(f"  {run_sweep(load_recipe(find_recipe(recipe)), read_axes(vary), build, model, Console(), runs)}")
+    axes, place = read_axes(vary), store_at(build, store)
+    print(f"  {run_sweep(load_recipe(find_recipe(recipe)), axes, build, model, Console(), runs, place)}")
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -99,9 +100,9 @@ class BlockDamage(Sensitivity):
             self.scratch = scratch
             yield from self.blocks()
 
+    @abstractmethod
     def blocks(self) -> Found:
         """Go through the model and yield what is asked for."""
-        raise NotImplementedError
 
     def states(self) -> Iterator[tuple[int, Any, torch.Tensor]]:
         """Number of each block, the block, and the hidden states before it, float32 [windows, tokens, hidden]."""

@@ -103,17 +103,16 @@ def budget_place(recipe: Recipe) -> int | None:
     return places[0] if places else None
 
 
-def resolve_budget(context: Context, place: int, progress: Progress) -> tuple[Recipe, Allocation, list[str]]:
-    """The recipe with `allocate_bits`, its entry number `place`, replaced by what it chose; the choice; and remarks.
+def resolve_budget(context: Context, place: int, progress: Progress) -> tuple[Recipe, list[str]]:
+    """The recipe with `allocate_bits`, its entry number `place`, replaced by what it chose, and remarks.
 
     Raises:
         PipelineError: the budget is too small, and what would be the smallest; or damage cannot be measured so.
     """
     asked = ask(context, place)
-    damages = _sensitivity(context, place, asked).measure(asked.forms, progress)
-    solved, chosen = answer(context, asked, damages)
+    solved, chosen = answer(context, asked, measure(context, place, asked, progress))
     recipe = with_steps(context.recipe, place, resolved_steps(context.recipe.passes[place], chosen))
-    return recipe, solved, _remarks(asked, solved, chosen)
+    return recipe, _remarks(asked, solved, chosen)
 
 
 def planned_budget(context: Context, place: int) -> Recipe:

@@ -69,9 +69,9 @@ def calibrate(
         first, both, saved = _resume(stages, scratch, keys, store, windows, known)
         for number in range(first, len(keys)):
             if number > first and time.monotonic() - last_save > SAVE_SECONDS and _opens_layer(stages, number):
-                kept = store.put(_states_key(keys[number]), both.save)
+                kept = store.local.put(_states_key(keys[number]), both.save)
                 if saved is not None:
-                    store.remove(saved)
+                    store.local.remove(saved)
                 saved, last_save = kept, time.monotonic()
             both.run(number)
             asymmetric = options.asymmetric and number > 0  # nothing was quantized before the first stage
@@ -80,7 +80,7 @@ def calibrate(
             done = sum(work[first : number + 1]) / sum(work[first:])
             report(done, f"{(time.monotonic() - begun) * (1 - done) / done:,.0f} s left")
     if saved is not None:
-        store.remove(saved)
+        store.local.remove(saved)
     return found
 
 
@@ -131,7 +131,7 @@ def _resume(
     """The stage to go on with, both models before it, and where their states were saved."""
     unfinished = next(number for number, key in enumerate(keys) if not key.weights.keys() <= known.keys())
     for number in range(unfinished, 0, -1):
-        if (entry := store.get(_states_key(keys[number]))) is not None:
+        if (entry := store.local.get(_states_key(keys[number]))) is not None:
             return number, SideBySide.load(stages, scratch, entry), entry
     return 0, SideBySide.begin(stages, scratch, windows), None
 

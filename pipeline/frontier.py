@@ -136,7 +136,7 @@ def _measure(recipe: Recipe, place: int, forms: Forms, file: Path, build: Path, 
         limits = ("max_kl_divergence", "max_perplexity_ratio")
         content["validate"] = {k: v for k, v in (content.get("validate") or {}).items() if k not in limits}
 
-    made = run_recipe(variant(recipe, file, change), file.parent, model, Console(quiet=True), store=build / ".store")
+    made = run_recipe(variant(recipe, file, change), file.parent, model, Console(quiet=True), Store(build / ".store"))
     kl = float(read_manifest(made)["quality"]["onnxruntime"]["kl_divergence"])
     shutil.rmtree(made)
     return kl

@@ -45,7 +45,7 @@ def measure(into: Path, build: Path, console: Console, shape: tuple[int, int] = 
         for bits in BITS:
             file = scratch / f"{bits}.yaml"
             file.write_text(RECIPE.format(bits=bits, block_size=BLOCK_SIZE), "utf-8")
-            made[bits] = run_recipe(load_recipe(file), scratch / "build", None, Console(quiet=True), store=store.root)
+            made[bits] = run_recipe(load_recipe(file), scratch / "build", None, Console(quiet=True), store)
             console.print(f"  {bits} bits are made")
         best: dict[str, dict[int, float]] = {engine: {} for engine in ENGINES}
         for _ in range(ROUNDS):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
 from pipeline.errors import PipelineError
 from pipeline.recipe import Recipe, load_recipe
+from pipeline.store import Store
 from pipeline.sweep import Runs, attempt
 
 
@@ -22,7 +24,7 @@ def run_on(address: str) -> Runs:
     except ModuleNotFoundError as error:
         raise PipelineError("ray is not installed: pip install lowbit[ray], here and on every node.") from error
 
-    def runs(recipes: list[Recipe], folder: Path, model: Path | None, store: Path, console: Console) -> dict[str, str]:
+    def runs(recipes: list[Recipe], folder: Path, model: Path | None, store: Store, console: Console) -> dict[str, str]:
         try:
             ray.init(address, log_to_driver=False, logging_level="ERROR", ignore_reinit_error=True)
         except (ConnectionError, ValueError) as error:
@@ -31,7 +33,8 @@ def run_on(address: str) -> Runs:
             # a run uses every core of a node, so each asks for a whole one
             cores = max(1, min(int(node["Resources"].get("CPU", 1)) for node in ray.nodes() if node["Alive"]))
             remote = ray.remote(num_cpus=cores, max_retries=2)(_run)
-            shared = folder.resolve(), None if model is None else model.resolve(), store.resolve()
+            there = replace(store, root=store.root.resolve())
+            shared = folder.resolve(), None if model is None else model.resolve(), there
             waiting = {remote.remote(one.file.resolve(), *shared): one.name for one in recipes}
             failures = {}
             while waiting:
@@ -53,7 +56,7 @@ def run_on(address: str) -> Runs:
     return runs
 
 
-def _run(file: Path, folder: Path, model: Path | None, store: Path) -> tuple[str, str | None]:
+def _run(file: Path, folder: Path, model: Path | None, store: Store) -> tuple[str, str | None]:
     """On a node: one recipe; the node, and what went wrong."""
     import ray
 

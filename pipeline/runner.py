@@ -52,7 +52,7 @@ COMPARED_SAMPLES = 4
 """Samples of the validation (windows of text) that both runtimes are compared on."""
 
 
-def run_recipe(recipe: Recipe, build: Path, model: Path | None, console: Console, store: Path | None = None) -> Path:
+def run_recipe(recipe: Recipe, build: Path, model: Path | None, console: Console, store: Store | None = None) -> Path:
     """Run a recipe and return its folder `build/<name>`, which changes only when everything is done.
 
     Args:
@@ -66,7 +66,7 @@ def run_recipe(recipe: Recipe, build: Path, model: Path | None, console: Console
     with writing(build):
         target.mkdir(parents=True, exist_ok=True)
     with _locked(target), _work_folder(target) as work:
-        kept = Store(store or build / ".store")
+        kept = store or Store(build / ".store")
         kept.sweep()
         run = Run(recipe, resolve(recipe, model), kept, Steps(console), SourceDigests(kept))
         console.print(f"{recipe.name}: {export.describe(run.checkpoint)}")
@@ -138,7 +138,7 @@ def _allocate(run: Run) -> Recipe:
     with run.steps.step("allocate_bits", step.options.model_dump(mode="json")) as (record, report):
         fresh = partial(export.load_graph, run.graph_file, run.checkpoint)
         context = Context(run.recipe, run.checkpoint, run.store, run.sources, fresh)
-        run.recipe, _, notes = resolve_budget(context, place, lambda done: report(done, ""))
+        run.recipe, notes = resolve_budget(context, place, lambda done: report(done, ""))
         record.notes += notes
     return run.recipe
 

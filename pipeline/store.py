@@ -55,6 +55,11 @@ class Store:
 
     root: Path
 
+    @property
+    def local(self) -> Store:
+        """The part of the store that this machine has for itself: for what others have no use for."""
+        return self
+
     def get(self, key: str) -> Entry | None:
         """The entry of `key` if it is whole; a damaged one is removed."""
         folder = self.root / key[:2] / key

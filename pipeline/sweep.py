@@ -17,7 +17,7 @@ from pipeline.comparison import comparison_rows, comparison_table, read_results,
 from pipeline.errors import PipelineError, ValidationFailed
 from pipeline.recipe import Recipe
 from pipeline.runner import run_recipe
-from pipeline.store import writing
+from pipeline.store import Store, writing
 from pipeline.variants import variant
 
 ENTRY = re.compile(r"^passes\.(?P<name>[\w.]+?)(\[(?P<number>\d+)\])?\.(?P<option>\w+)$")
@@ -102,16 +102,18 @@ def variants(recipe: Recipe, axes: list[Axis], folder: Path) -> list[Recipe]:
     return found
 
 
-Runs = Callable[[list[Recipe], Path, Path | None, Path, Console], dict[str, str]]
+Runs = Callable[[list[Recipe], Path, Path | None, Store, Console], dict[str, str]]
 """Runs recipes into a folder, by a store; returns a sentence for each that failed."""
 
 
-def sweep(recipe: Recipe, axes: list[Axis], build: Path, model: Path | None, console: Console, runs: Runs) -> Path:
+def sweep(
+    recipe: Recipe, axes: list[Axis], build: Path, model: Path | None, console: Console, runs: Runs, store: Store | None = None
+) -> Path:
     """Run every combination and compare them; returns the page. One that fails does not stop the others."""
     folder = build / "sweep" / recipe.name
     with writing(build):
         recipes = variants(recipe, axes, folder)
-        failures = runs(recipes, folder, model, build / ".store", console)
+        failures = runs(recipes, folder, model, store or Store(build / ".store"), console)
         results = read_results([folder / one.name for one in recipes if one.name not in failures])
         rows = comparison_rows(results, failures)
         page = folder / "compare.html"
@@ -120,7 +122,7 @@ def sweep(recipe: Recipe, axes: list[Axis], build: Path, model: Path | None, con
     return page
 
 
-def run_here(recipes: list[Recipe], folder: Path, model: Path | None, store: Path, console: Console) -> dict[str, str]:
+def run_here(recipes: list[Recipe], folder: Path, model: Path | None, store: Store, console: Console) -> dict[str, str]:
     """One after the other, in this process."""
     failures = {}
     for one in recipes:
@@ -130,7 +132,7 @@ def run_here(recipes: list[Recipe], folder: Path, model: Path | None, store: Pat
     return failures
 
 
-def attempt(recipe: Recipe, folder: Path, model: Path | None, store: Path, console: Console) -> str | None:
+def attempt(recipe: Recipe, folder: Path, model: Path | None, store: Store, console: Console) -> str | None:
     """Run a recipe; what went wrong, or None. A missed gate is a result."""
     try:
         run_recipe(recipe, folder, model, console, store)

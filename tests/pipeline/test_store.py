@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import PipelineError
+from pipeline.shared_store import SharedStore, store_at
 from pipeline.store import Store, digest, source_digest, writing
 
 KEY = digest("a key")
@@ -92,3 +93,48 @@ def test_source_digest_follows_imports() -> None:
     _collect("passes.methods.mse", seen)
     assert {"passes.methods.mse", "passes.methods.rtn", "passes._blocks", "passes.methods._tiles"} <= set(seen)
     assert not any(name.startswith("numba") for name in seen)
+
+
+def test_machines_share_a_store(tmp_path: Path) -> None:
+    url = f"file://{tmp_path / 'shared'}"
+    one, other = SharedStore(tmp_path / "one", url), SharedStore(tmp_path / "other", url)
+
+    def write(folder: Path) -> dict[str, int]:
+        (folder / "codes").write_bytes(b"1234")
+        return {"answer": 42}
+
+    key = digest("shared")
+    assert one.get(key) is None
+    one.put(key, write)
+    assert other.has(key)
+    fetched = other.get(key)
+    assert fetched is not None
+    assert (fetched.facts, fetched.file("codes").read_bytes()) == ({"answer": 42}, b"1234")
+    assert fetched.folder.is_relative_to(tmp_path / "other")
+    assert Store(tmp_path / "other").has(key)  # kept, too
+    assert not list((tmp_path / "other").glob(".tmp-*"))
+
+
+def test_a_damaged_entry_of_another_machine_is_made_anew(tmp_path: Path) -> None:
+    url, key = f"file://{tmp_path / 'shared'}", digest("shared")
+    one, other = SharedStore(tmp_path / "one", url), SharedStore(tmp_path / "other", url)
+    one.put(key, lambda folder: {"size": (folder / "codes").write_bytes(b"1234")})
+    next((tmp_path / "shared").rglob("codes")).write_bytes(b"1235")
+    assert other.get(key) is None
+    assert not other.has(key)
+    other.put(key, lambda folder: {"size": (folder / "codes").write_bytes(b"1234")})
+    third = SharedStore(tmp_path / "third", url)
+    assert third.get(key) is not None
+    third.remove(third.get(key))  # type: ignore[arg-type]
+    assert not third.has(key)
+    third.local.put(key, lambda folder: {})
+    assert not other.local.root.samefile(third.root)
+    assert not SharedStore(tmp_path / "fourth", url).has(key)  # what is local stays here
+
+
+def test_places_of_stores(tmp_path: Path) -> None:
+    assert store_at(tmp_path, None) == Store(tmp_path / ".store")
+    assert store_at(tmp_path, "elsewhere") == Store(Path("elsewhere"))
+    assert store_at(tmp_path, "memory://x") == SharedStore(tmp_path / ".store", "memory://x")
+    with pytest.raises(PipelineError, match="--store nonsense://x: Protocol not known: nonsense"):
+        store_at(tmp_path, "nonsense://x").get(digest("x"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from rich.console import Console
 from pipeline.comparison import COLUMNS, comparison_rows, read_results, write_comparison
 from pipeline.errors import PipelineError, RecipeError
 from pipeline.recipe import Recipe, load_recipe
+from pipeline.shared_store import SharedStore
 from pipeline.sweep import Axis, read_axes, run_here, sweep, variants
 from tests.tiny import recipe_text
 
@@ -53,6 +55,17 @@ def test_six_variants_share_their_steps(recipe: Recipe, tmp_path: Path, in_proce
     assert all(name in text for name in made)
     assert "<svg" in text
     assert "<script" not in text
+
+
+def test_another_machine_makes_nothing_again(recipe: Recipe, tmp_path: Path, in_process: None) -> None:
+    store = partial(SharedStore, url=f"file://{tmp_path / 'shared'}")
+    axes = read_axes(["passes.quantize_matmul.bits=4,3"])
+    sweep(recipe, axes, tmp_path / "one", None, QUIET, run_here, store(tmp_path / "one" / ".store"))
+    page = sweep(recipe, axes, tmp_path / "other", None, QUIET, run_here, store(tmp_path / "other" / ".store"))
+    for manifest in manifests(page).values():
+        steps = {step["name"]: step for step in manifest["steps"]}
+        # plain codes are made anew in the one pass in which a new machine hashes the weights
+        assert {name for name, step in steps.items() if step["cached"]} >= {"export", "reference", "validate"}
 
 
 def test_one_that_fails_does_not_stop_the_others(recipe: Recipe, tmp_path: Path, in_process: None) -> None:
