@@ -70,8 +70,10 @@ class BlockDamage(Sensitivity):
         graph: the float graph whose weights are those of the model.
         windows: token ids int64 [windows, tokens].
         model: digest of the model and of the passes that were applied to it.
-
     """
+
+    word: str
+    """What recipes call it."""
 
     def __init__(
         self, graph: gs.Graph, checkpoint: Checkpoint, layers: list[Layer], method: Method, windows: np.ndarray, model: str,
@@ -80,8 +82,6 @@ class BlockDamage(Sensitivity):
         known = versions(("torch", "transformers"))
         super().__init__(layers, method, digest(model, windows.tolist(), SAMPLES, known), store)
         self.graph, self.checkpoint, self.ids = graph, checkpoint, torch.from_numpy(windows)
-
-    word: str
 
     def run(self, choices: list[Choice]) -> Found:
         self.decoder = TorchDecoder.of_graph(self.checkpoint, self.graph)
@@ -98,7 +98,12 @@ class BlockDamage(Sensitivity):
         self.forms, self.by_name = forms, {layer.name: layer for layer in self.layers}
         with self.store.scratch() as scratch:
             self.scratch = scratch
-            yield from self.blocks()
+            seen = set()
+            for found in self.blocks():
+                seen.add(found[0].name)
+                yield found
+        # an expert that no token of the text went to
+        yield from ((layer, form, 0.0) for layer, form in choices if layer.name not in seen)
 
     @abstractmethod
     def blocks(self) -> Found:

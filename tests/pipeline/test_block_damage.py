@@ -95,3 +95,13 @@ def test_models_of_another_kind_are_refused(make: Make) -> None:
     damage, _ = make(Fisher, "granite")
     with pytest.raises(PipelineError, match="sensitivity: fisher needs logits that are a plain product"):
         damage.measure(FORMS, lambda _: None)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "qwen3_moe", "olmo2", "smollm3", "mistral"])
+def test_families(make: Make, family: str) -> None:
+    for kind in (Fisher, OutputError):
+        damage, _ = make(kind, family)
+        found = damage.measure(FORMS[:1], lambda _: None)
+        assert set(found) == {(layer.name, FORMS[0]) for layer in damage.layers}
+        assert all(value >= 0 and np.isfinite(value) for value in found.values())
+        assert sum(value > 0 for value in found.values()) > 0.7 * len(found)
