@@ -25,6 +25,14 @@ settings.load_profile("steady")
 
 PYDOCS = Path(__file__).parent / "models" / "qwen2-pydocs"
 
+SLOWEST = "test_resume.py"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slowest file first: whoever gets it last makes everybody wait."""
+    items.sort(key=lambda item: item.path.name != SLOWEST)
+
+
 Exported = Callable[..., tuple[Checkpoint, gs.Graph]]
 
 

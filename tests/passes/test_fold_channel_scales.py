@@ -19,7 +19,6 @@ from passes.methods.gptq import Gptq
 from passes.methods.mse import Mse
 from passes.methods.rtn import Rtn
 from passes.quantize_matmul import QuantizeMatmul
-from pipeline.finetune import _parameters
 from pipeline.sessions import decoder_feeds, open_reference
 from pipeline.torch_decoder import TorchDecoder
 from tests.conftest import Exported
@@ -52,7 +51,7 @@ def test_any_scales_leave_the_float_model_as_it_was(exported: Exported, kind: st
     for scale in scales.values():
         scale.values = np.exp(rng.standard_normal(scale.size)).astype(np.float32)
     with torch.no_grad():
-        found = TorchDecoder(checkpoint, _parameters(folded)).whole()(torch.from_numpy(IDS)).logits.numpy()
+        found = TorchDecoder.of_graph(checkpoint, folded).whole()(torch.from_numpy(IDS)).logits.numpy()
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
 
