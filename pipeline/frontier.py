@@ -34,6 +34,7 @@ from pipeline.weights import SourceDigests
 
 BITS = tuple(round(float(bits), 2) for bits in np.arange(2.2, 4.51, 0.1))
 """Stored bits per weight that are asked for."""
+Forms = dict[str, BlockFormat]
 
 
 @dataclass(frozen=True)
@@ -90,9 +91,6 @@ def frontier(recipe: Recipe, build: Path, model: Path | None, measured: int, con
         _write(folder, found, asked)
     console.print(_table(recipe, found, asked))
     return folder
-
-
-Forms = dict[str, BlockFormat]
 
 
 def _points(context: Context, asked: Question, damages: Damages) -> list[tuple[Point, Forms]]:

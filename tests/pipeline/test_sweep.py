@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -95,11 +96,14 @@ def cluster() -> Iterator[str]:
     ray = pytest.importorskip("ray", reason="ray is not installed: pip install lowbit[ray]")
     from ray.cluster_utils import Cluster
 
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "ray_client_server_port": port})
     try:
         made.add_node(num_cpus=1)
         made.wait_for_nodes()
-        yield made.address
+        yield f"ray://127.0.0.1:{port}"
     finally:
         ray.shutdown()
         made.shutdown()
