@@ -268,7 +268,7 @@ def _budget(
     any_form = options.forms()[0]
     for later in (*resolved_steps(step, {one.name: any_form for one in layers}), *recipe.passes[place + 1 :]):
         context.apply(later, graph)
-    plan = plan_of(recipe, context.checkpoint, graph, context.store.root.parent)
+    plan = plan_of(recipe, context.checkpoint, graph, context.store)
     target = recipe.convert[0].target if recipe.convert else None
     whole = plan.hand_off_bytes()[target] if target else plan.onnx_bytes
     fixed = whole - sum(sizes[one.name, any_form] for one in layers) + _side_bytes(context, target, len(plan.weights))

@@ -34,13 +34,13 @@ def make_plan(recipe: Recipe, build: Path, model: Path | None) -> Plan:
     else:
         check_config(checkpoint, recipe.export)
         graph = sketch(checkpoint)
+    store = Store(build / ".store")
     if (place := budget_place(recipe)) is not None:
-        store = Store(build / ".store")
         recipe = planned_budget(Context(recipe, checkpoint, store, SourceDigests(store), graph.copy, sketched=True), place)
     for step in recipe.passes:
         if not step.options.keeps_shapes:
             step.apply(graph)
-    return plan_of(recipe, checkpoint, graph, build)
+    return plan_of(recipe, checkpoint, graph, store)
 
 
 def sketch(checkpoint: Checkpoint) -> gs.Graph:

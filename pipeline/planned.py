@@ -157,9 +157,8 @@ class Plan:
         return 8 * sum(one.onnx_bytes for one in self.weights) / count if count else 0.0
 
 
-def plan_of(recipe: Recipe, checkpoint: Checkpoint, graph: gs.Graph, build: Path) -> Plan:
+def plan_of(recipe: Recipe, checkpoint: Checkpoint, graph: gs.Graph, store: Store) -> Plan:
     """The plan of a graph that the recipe's passes were applied to; no weight is read."""
-    store = Store(build / ".store")
     sources = SourceDigests(store)
     scale_dtype: ScaleDtype = next((one.scale_dtype for one in recipe.convert if one.target.startswith("mnn")), "fp16")
     folded = any(one.three_bit == "folded" for one in recipe.convert)

@@ -164,7 +164,7 @@ def _rehearse(run: Run, graph_file: Path) -> list[Feeds]:
         set_to_one(graph)
         if not any(quantized_weight(node) for node in graph.nodes):
             raise PipelineError(f"{run.recipe.file}: this recipe quantizes nothing; add quantize_matmul to passes.")
-        _check_disk(plan_of(run.recipe, run.checkpoint, graph, run.store.root.parent), run.store.root.parent)
+        _check_disk(plan_of(run.recipe, run.checkpoint, graph, run.store), run.store.root.parent)
         _check_decoder(run)
         samples: list[Feeds] = []
         if run.recipe.validate is not None or run.recipe.convert:
