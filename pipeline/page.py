@@ -20,7 +20,7 @@ LICENSES = ("LICENSE", "LICENSE.txt", "LICENSE.md")
 
 def write_pages(folder: Path, manifest: dict[str, Any], checkpoint: Checkpoint) -> None:
     """Write report.html and README.md into `folder`, from a manifest alone; the card names the checkpoint's licence file."""
-    facts = _facts(folder, manifest)
+    facts = _facts(manifest)
     licence = next((name for name in LICENSES if (checkpoint.folder / name).exists()), None)
     for template, name in (("report.html.j2", "report.html"), ("card.md.j2", "README.md")):
         text = page_template(template).render(**facts, licence=licence)
@@ -46,7 +46,7 @@ def visible(text: str) -> str:
     return signs.replace("\n", "\u23ce").replace("\t", "\u21e5").replace("\r", "\u240d")
 
 
-def _facts(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+def _facts(manifest: dict[str, Any]) -> dict[str, Any]:
     quality = manifest["quality"]
     found = quality.get("onnxruntime", {})
     plain = quality.get("plain_rtn")
