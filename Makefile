@@ -36,7 +36,7 @@ check: $(READY)  ## make check recipe=NAME: prove a finished result again
 	@$(BIN)/python -m pipeline check build/$(recipe)
 
 test: $(READY)  ## all tests, with coverage
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report term-missing:skip-covered
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report term-missing:skip-covered
 
 lint: $(READY)  ## ruff and mypy --strict
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
