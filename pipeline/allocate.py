@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import yaml
@@ -104,11 +105,16 @@ def resolved_steps(step: Step, chosen: dict[str, BlockFormat]) -> list[Step]:
     ]
 
 
+def put_steps(content: dict[str, Any], place: int, steps: list[Step]) -> None:
+    """Write `steps` into a recipe's plain values, in place of the entry number `place`."""
+    entries = [{step.name: step.options.model_dump(mode="json", exclude_defaults=True)} for step in steps]
+    content["passes"][place : place + 1] = entries
+
+
 def with_steps(recipe: Recipe, place: int, steps: list[Step]) -> Recipe:
     """`recipe` with `steps` in place of its entry number `place`, and a text that says so."""
     content = portable(recipe)
-    entries = [{step.name: step.options.model_dump(mode="json", exclude_defaults=True)} for step in steps]
-    content["passes"][place : place + 1] = entries
+    put_steps(content, place, steps)
     text = f"# what {recipe.file.name} chose; running this makes the same bytes\n"
     text += yaml.safe_dump(content, sort_keys=False, width=120)
     return replace(recipe, passes=(*recipe.passes[:place], *steps, *recipe.passes[place + 1 :]), text=text)

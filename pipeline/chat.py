@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -86,11 +87,12 @@ class Chat:
             raise PipelineError(f"{self.checkpoint.folder}: its chat template refuses this conversation: {error}") from error
         return str(rendered[0][0])
 
+    @cached_property
+    def _sampling(self) -> dict[str, Any]:
+        return self.checkpoint.read_json("generation_config.json")
+
     def _choose(self, scores: np.ndarray) -> int:
-        options = self.checkpoint.read_json("generation_config.json")
-        if not options.get("do_sample"):
-            return int(scores.argmax())
-        return sample(scores, self.rng, options)
+        return sample(scores, self.rng, self._sampling) if self._sampling.get("do_sample") else int(scores.argmax())
 
 
 def sample(scores: np.ndarray, rng: np.random.Generator, options: dict[str, Any]) -> int:

@@ -16,7 +16,7 @@ from rich.table import Table
 from passes._blocks import BlockFormat
 from passes.allocate_bits import AllocateBits
 from pipeline import export
-from pipeline.allocate import resolved_steps
+from pipeline.allocate import put_steps, resolved_steps
 from pipeline.budget import Context, Question, answer, ask, budget_place, measure
 from pipeline.errors import PipelineError
 from pipeline.figures import frontier_figure, save
@@ -127,9 +127,7 @@ def _measure(recipe: Recipe, place: int, forms: Forms, file: Path, build: Path, 
     """The KL divergence of an ordinary run; what it makes is removed, what it measured and quantized is kept in the store."""
 
     def change(content: dict[str, Any]) -> None:
-        steps = resolved_steps(recipe.passes[place], forms)
-        entries = [{step.name: step.options.model_dump(mode="json", exclude_defaults=True)} for step in steps]
-        content["passes"][place : place + 1] = entries
+        put_steps(content, place, resolved_steps(recipe.passes[place], forms))
         content.pop("convert", None)
         limits = ("max_kl_divergence", "max_perplexity_ratio")
         content["validate"] = {k: v for k, v in (content.get("validate") or {}).items() if k not in limits}
