@@ -9,31 +9,31 @@ MODEL := $(if $(model),--model $(model))
 
 run: $(READY)  ## make recipe=NAME [model=FOLDER]: run a recipe
 	@$(if $(recipe),,$(MAKE) -s help; exit 2)
-	@$(BIN)/python -m pipeline run $(recipe) $(MODEL)
+	@$(BIN)/python -m lowbit run $(recipe) $(MODEL)
 
 plan: $(READY)  ## make plan recipe=NAME [model=FOLDER]: what a run would do; touches nothing
-	@$(BIN)/python -m pipeline plan $(recipe) $(MODEL)
+	@$(BIN)/python -m lowbit plan $(recipe) $(MODEL)
 
 frontier: $(READY)  ## make frontier recipe=NAME: how good the model can be at every size, a table and a picture
-	@$(BIN)/python -m pipeline frontier $(recipe) $(MODEL)
+	@$(BIN)/python -m lowbit frontier $(recipe) $(MODEL)
 
 measure: $(READY)  ## how fast each width is here; writes recipes/targets/*-here.yaml
-	@$(BIN)/python -m pipeline measure
+	@$(BIN)/python -m lowbit measure
 
 compare: $(READY)  ## make compare a=NAME b=NAME ...: finished results side by side
-	@$(BIN)/python -m pipeline compare $(foreach one,a b c d e f g h,$(if $($(one)),build/$($(one))))
+	@$(BIN)/python -m lowbit compare $(foreach one,a b c d e f g h,$(if $($(one)),build/$($(one))))
 
 sweep: $(READY)  ## make sweep recipe=NAME vary="passes.quantize_matmul.bits=4,3,2 ...": every combination, then compared
-	@$(BIN)/python -m pipeline sweep $(recipe) --vary "$(vary)" $(MODEL)
+	@$(BIN)/python -m lowbit sweep $(recipe) --vary "$(vary)" $(MODEL)
 
 chat: $(READY)  ## make chat recipe=NAME [prompt="..."]: talk to a finished result
-	@$(BIN)/python -m pipeline chat build/$(recipe) $(if $(prompt),--prompt "$(prompt)")
+	@$(BIN)/python -m lowbit chat build/$(recipe) $(if $(prompt),--prompt "$(prompt)")
 
 doctor: $(READY)  ## what is here, what is missing, what to do
-	@$(BIN)/python -m pipeline doctor
+	@$(BIN)/python -m lowbit doctor
 
 check: $(READY)  ## make check recipe=NAME: prove a finished result again
-	@$(BIN)/python -m pipeline check build/$(recipe)
+	@$(BIN)/python -m lowbit check build/$(recipe)
 
 test: $(READY)  ## all tests, with coverage
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report term-missing:skip-covered
@@ -42,7 +42,7 @@ lint: $(READY)  ## ruff and mypy --strict
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 schema: $(READY)  ## write recipes/schema.json
-	@$(BIN)/python -m pipeline schema > recipes/schema.json
+	@$(BIN)/python -m lowbit schema > recipes/schema.json
 
 bench: $(READY)  ## make bench [shape=7b]: memory and time on a checkpoint of true size (0.5b by default), with peers
 	@$(BIN)/python -m tests.bench.scale $(if $(shape),--shape $(shape)) $(if $(windows),--windows $(windows))
@@ -70,4 +70,9 @@ $(READY): requirements.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@mkdir -p .venv/lint/lowbit  # the package as one tree, for tools that read files and import nothing
+	@ln -sfn ../../../lowbit/__init__.py .venv/lint/lowbit/__init__.py
+	@ln -sfn ../../../lowbit/__main__.py .venv/lint/lowbit/__main__.py
+	@ln -sfn ../../../passes .venv/lint/lowbit/passes
+	@ln -sfn ../../../pipeline .venv/lint/lowbit/pipeline
 	@touch $(READY)

@@ -6,10 +6,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from passes._blocks import ScaleDtype, ZeroPoint
-from passes._method_choice import MethodChoice
-from passes.base import Pass
-from passes.methods.rtn import Rtn
+from lowbit.passes.base import Pass
+from lowbit.passes.methods.rtn import Rtn
+from lowbit.passes.quant.format import ScaleDtype, ZeroPoint
+from lowbit.passes.registry import MethodChoice
 
 
 class MatmulOptions(Pass):

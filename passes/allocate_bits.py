@@ -9,9 +9,9 @@ from typing import Annotated, Literal, Self
 import onnx_graphsurgeon as gs
 from pydantic import Field, model_validator
 
-from passes._blocks import BlockFormat
-from passes._matmul_options import MatmulOptions
-from passes.base import Outcome, PassError
+from lowbit.passes._matmul_options import MatmulOptions
+from lowbit.passes.base import Outcome, PassError
+from lowbit.passes.quant.format import BlockFormat
 
 UNITS = {"MB": 10**6, "GB": 10**9}
 Bits = Literal[2, 3, 4, 8]

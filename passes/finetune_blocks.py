@@ -8,9 +8,9 @@ from typing import Annotated, Literal
 import onnx_graphsurgeon as gs
 from pydantic import Field
 
-from passes._names import select
-from passes._ops import quantized_matmuls, replace_weight
-from passes.base import Outcome, Pass, PassError
+from lowbit.passes.base import Outcome, Pass, PassError
+from lowbit.passes.graph.names import select
+from lowbit.passes.graph.quantized_ops import quantized_matmuls, replace_weight
 
 
 class FinetuneBlocks(Pass):

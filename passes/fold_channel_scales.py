@@ -8,12 +8,12 @@ from typing import Annotated
 import onnx_graphsurgeon as gs
 from pydantic import Field
 
-from passes._channel_scales import ChannelScale, ScaledWeight
-from passes._decoder import VIEWS, Norm, find_plain_norms
-from passes._match import behind, producer, readers
-from passes._ops import quantized_matmuls, quantized_weight, replace_weight
-from passes._weights import weight_of
-from passes.base import Outcome, Pass, PassError
+from lowbit.passes.base import Outcome, Pass, PassError
+from lowbit.passes.graph.decoder import VIEWS, Norm, find_plain_norms
+from lowbit.passes.graph.match import behind, producer, readers
+from lowbit.passes.graph.quantized_ops import quantized_matmuls, quantized_weight, replace_weight
+from lowbit.passes.quant.scaled_weight import ChannelScale, ScaledWeight
+from lowbit.passes.quant.weights import weight_of
 
 
 class FoldChannelScales(Pass):

@@ -8,9 +8,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
-from passes._match import behind
-from passes._weights import CastWeight, weight_of
-from passes.base import Outcome, Pass
+from lowbit.passes.base import Outcome, Pass
+from lowbit.passes.graph.match import behind
+from lowbit.passes.quant.weights import CastWeight, weight_of
 
 DTYPES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 FLOATS = frozenset({TensorProto.FLOAT, *DTYPES.values()})

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
-from passes.base import Outcome, Pass, PassError
+from lowbit.passes.base import Outcome, Pass, PassError
 
 
 class PoolTokens(Pass):

@@ -7,14 +7,14 @@ from typing import Literal
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
-from passes._blocks import BlockFormat, ScaleDtype
-from passes._match import behind, readers
-from passes._method_choice import MethodChoice
-from passes._ops import MICROSOFT, as_float
-from passes._quantized import Part, QuantizedWeight
-from passes._weights import weight_of
-from passes.base import Outcome, Pass, PassError
-from passes.methods.rtn import Rtn
+from lowbit.passes.base import Outcome, Pass, PassError
+from lowbit.passes.graph.match import behind, readers
+from lowbit.passes.graph.quantized_ops import MICROSOFT, as_float
+from lowbit.passes.methods.rtn import Rtn
+from lowbit.passes.quant.format import BlockFormat, ScaleDtype
+from lowbit.passes.quant.quantized_weight import Part, QuantizedWeight
+from lowbit.passes.quant.weights import weight_of
+from lowbit.passes.registry import MethodChoice
 
 
 class QuantizeEmbedding(Pass):

@@ -7,13 +7,13 @@ from typing import Literal, Self
 import onnx_graphsurgeon as gs
 from pydantic import model_validator
 
-from passes._blocks import BlockFormat
-from passes._match import MatmulWeight, matmul_weight
-from passes._matmul_options import MatmulOptions
-from passes._names import layer_name, select
-from passes._ops import add_matmul, quantized_weight
-from passes._quantized import QuantizedWeight
-from passes.base import Outcome, PassError
+from lowbit.passes._matmul_options import MatmulOptions
+from lowbit.passes.base import Outcome, PassError
+from lowbit.passes.graph.match import MatmulWeight, matmul_weight
+from lowbit.passes.graph.names import layer_name, select
+from lowbit.passes.graph.quantized_ops import add_matmul, quantized_weight
+from lowbit.passes.quant.format import BlockFormat
+from lowbit.passes.quant.quantized_weight import QuantizedWeight
 
 
 class QuantizeMatmul(MatmulOptions):

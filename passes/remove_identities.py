@@ -6,8 +6,8 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from passes._match import producer
-from passes.base import Outcome, Pass
+from lowbit.passes.base import Outcome, Pass
+from lowbit.passes.graph.match import producer
 
 
 class RemoveIdentities(Pass):

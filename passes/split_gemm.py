@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from passes.base import Outcome, Pass
+from lowbit.passes.base import Outcome, Pass
 
 
 class SplitGemm(Pass):

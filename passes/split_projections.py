@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from passes._match import constant_value, matmul_weight, readers
-from passes._weights import SlicedWeight, Weight, widened
-from passes.base import Outcome, Pass, PassError
+from lowbit.passes.base import Outcome, Pass, PassError
+from lowbit.passes.graph.match import constant_value, matmul_weight, readers
+from lowbit.passes.quant.weights import SlicedWeight, Weight, widened
 
 PARTS = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 

@@ -11,9 +11,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from passes.base import PassError
-from pipeline.errors import PipelineError
-from pipeline.recipe import find_recipe, load_recipe
+from lowbit.passes.base import PassError
+from lowbit.pipeline.errors import PipelineError
+from lowbit.pipeline.recipe.load import find_recipe, load_recipe
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -28,8 +28,8 @@ Build = Annotated[Path, typer.Option(help="Where results go.")]
 @app.command()
 def run(recipe: RecipeName, model: ModelFolder = None, build: Build = Path("build"), store: StorePlace = None) -> None:
     """Run a recipe: checkpoint to ONNX to low bits to MNN, checked."""
-    from pipeline.runner import run_recipe
-    from pipeline.shared_store import store_at
+    from lowbit.pipeline.run.runner import run_recipe
+    from lowbit.pipeline.store.shared import store_at
 
     run_recipe(load_recipe(find_recipe(recipe)), build, model, Console(), store_at(build, store))
 
@@ -37,7 +37,7 @@ def run(recipe: RecipeName, model: ModelFolder = None, build: Build = Path("buil
 @app.command()
 def plan(recipe: RecipeName, model: ModelFolder = None, build: Build = Path("build")) -> None:
     """Say what a run would do and how large its result would be; touches nothing."""
-    from pipeline.plan import make_plan, plan_tables
+    from lowbit.pipeline.commands.plan import make_plan, plan_tables
 
     for table in plan_tables(make_plan(load_recipe(find_recipe(recipe)), build, model)):
         Console().print(table)
@@ -46,7 +46,7 @@ def plan(recipe: RecipeName, model: ModelFolder = None, build: Build = Path("bui
 @app.command()
 def check(folder: Annotated[Path, typer.Argument(help="A finished folder, build/<recipe>.")]) -> None:
     """Prove a finished folder again: hashes of all files, every code of both models."""
-    from pipeline.check import check_folder
+    from lowbit.pipeline.commands.check import check_folder
 
     found = check_folder(folder)
     print(f"{folder}: {found['files']} files unchanged, {found['weights']:,} codes equal bit for bit.")
@@ -60,7 +60,7 @@ def frontier(
     points: Annotated[int, typer.Option(min=0, help="At how many sizes the KL divergence is measured.")] = 5,
 ) -> None:
     """Find how good the model can be at every size, for a recipe with allocate_bits; a table and a picture."""
-    from pipeline.frontier import frontier as find_frontier
+    from lowbit.pipeline.commands.frontier import frontier as find_frontier
 
     folder = find_frontier(load_recipe(find_recipe(recipe)), build, model, points, Console())
     print(f"  {folder}/frontier.svg\n  {folder}/frontier.png\n  {folder}/frontier.json")
@@ -74,7 +74,7 @@ def measure(
     build: Build = Path("build"),
 ) -> None:
     """Measure how long a product takes at each width here: tables for the target: of allocate_bits."""
-    from pipeline.measure import measure as measure_here
+    from lowbit.pipeline.commands.measure import measure as measure_here
 
     measure_here(into, build, Console())
 
@@ -85,7 +85,7 @@ def compare(
     into: Annotated[Path, typer.Option(help="Where the page goes.")] = Path("build/compare.html"),
 ) -> None:
     """Show finished results side by side, here and on a page."""
-    from pipeline.comparison import comparison_rows, comparison_table, read_results, write_comparison
+    from lowbit.pipeline.report.comparison import comparison_rows, comparison_table, read_results, write_comparison
 
     results = read_results(folders)
     rows = comparison_rows(results, {})
@@ -104,13 +104,13 @@ def sweep(
     store: StorePlace = None,
 ) -> None:
     """Run every combination of some options and compare them."""
-    from pipeline.shared_store import store_at
-    from pipeline.sweep import Runs, read_axes, run_here
-    from pipeline.sweep import sweep as run_sweep
+    from lowbit.pipeline.commands.sweep import Runs, read_axes, run_here
+    from lowbit.pipeline.commands.sweep import sweep as run_sweep
+    from lowbit.pipeline.store.shared import store_at
 
     runs: Runs = run_here
     if on is not None:
-        from pipeline.on_ray import run_on
+        from lowbit.pipeline.commands.sweep_ray import run_on
 
         runs = run_on(on)
     axes, place = read_axes(vary), store_at(build, store)
@@ -124,7 +124,7 @@ def chat(
     prompt: Annotated[str | None, typer.Option(help="Answer this, and end.")] = None,
 ) -> None:
     """Talk to a finished result."""
-    from pipeline.chat import answer, open_chat, talk
+    from lowbit.pipeline.commands.chat import answer, open_chat, talk
 
     opened = open_chat(folder, runtime)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # Ctrl-C ends an answer, not the chat
@@ -137,7 +137,7 @@ def chat(
 @app.command()
 def doctor(build: Build = Path("build")) -> None:
     """Look whether everything that runs need is here, and say what to do where it is not; status 1 then."""
-    from pipeline.doctor import examine, findings_table
+    from lowbit.pipeline.commands.doctor import examine, findings_table
 
     findings = examine(build)
     Console().print(findings_table(findings))
@@ -147,7 +147,7 @@ def doctor(build: Build = Path("build")) -> None:
 @app.command()
 def schema() -> None:
     """Print the JSON schema of recipes, for editors."""
-    from pipeline.schema import recipe_schema
+    from lowbit.pipeline.recipe.json_schema import recipe_schema
 
     print(json.dumps(recipe_schema(), indent=2))
 

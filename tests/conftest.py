@@ -14,10 +14,13 @@ import pytest
 from hypothesis import settings
 from rich.console import Console
 
-from pipeline import runner
-from pipeline.checkpoint import Checkpoint, open_checkpoint
-from pipeline.export import Export, export_graph, load_graph
-from pipeline.recipe import load_recipe
+from lowbit.pipeline.checkpoint.huggingface import Checkpoint, open_checkpoint
+from lowbit.pipeline.export.bind import load_graph
+from lowbit.pipeline.export.exporter import export_graph
+from lowbit.pipeline.recipe.load import load_recipe
+from lowbit.pipeline.recipe.sections import Export
+from lowbit.pipeline.run import prepare
+from lowbit.pipeline.run.runner import run_recipe
 from tests.tiny import make_checkpoint, recipe_text, task_of, write_sparse_flagship
 
 settings.register_profile("steady", deadline=None, derandomize=True)
@@ -80,7 +83,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Export in this process: importing torch once is enough for all tests of a worker."""
-    monkeypatch.setattr(runner, "isolated", lambda function, *arguments: function(*arguments))
+    monkeypatch.setattr(prepare, "isolated", lambda function, *arguments: function(*arguments))
 
 
 @pytest.fixture(scope="session")
@@ -98,8 +101,8 @@ def results(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory)
             text = recipe_text(tiny(**model), *passes, convert=convert, validate=validation, task=task)
             recipe.write_text(text, "utf-8")
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(runner, "isolated", lambda function, *arguments: function(*arguments))
-                made[key] = runner.run_recipe(load_recipe(recipe), build, None, Console(quiet=True))
+                patch.setattr(prepare, "isolated", lambda function, *arguments: function(*arguments))
+                made[key] = run_recipe(load_recipe(recipe), build, None, Console(quiet=True))
         return made[key]
 
     return make

@@ -10,8 +10,8 @@ import onnx.parser
 import onnx_graphsurgeon as gs
 import onnxruntime
 
-from passes._ops import quantized_weight
-from passes._quantized import QuantizedWeight
+from lowbit.passes.graph.quantized_ops import quantized_weight
+from lowbit.passes.quant.quantized_weight import QuantizedWeight
 
 HEADER = '<ir_version: 10, opset_import: ["": 18]>\n'
 

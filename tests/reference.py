@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from passes._blocks import BlockFormat, Blocks
-from passes._hessian import Hessian
+from lowbit.passes.quant.format import BlockFormat, Blocks
+from lowbit.passes.quant.hessian import Hessian
 
 F32 = np.float32
 

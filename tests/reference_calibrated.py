@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
-from passes._blocks import BlockFormat, Blocks
-from passes._hessian import Hessian
+from lowbit.passes.quant.format import BlockFormat, Blocks
+from lowbit.passes.quant.hessian import Hessian
 from tests.reference import F32, blocks_of, exact_scale, exact_scales, free_grid, in_scale_dtype, rtn, weighted
 
 

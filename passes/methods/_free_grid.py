@@ -5,7 +5,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from passes._blocks import BlockFormat, Blocks, exact_grid, exact_scale, exact_value, rounding_table
+from lowbit.passes.quant.format import BlockFormat, Blocks, exact_grid, exact_scale, exact_value, rounding_table
 
 ROUNDS = 8
 """Fits of a grid to its codes and of the codes to the grid; nearly all blocks stand still before."""

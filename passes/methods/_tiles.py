@@ -13,8 +13,8 @@ from collections.abc import Callable
 import numba
 import numpy as np
 
-from passes._blocks import BlockFormat, Blocks, exact_scale, rounding_table
-from passes._weights import as_bits
+from lowbit.passes.quant.format import BlockFormat, Blocks, exact_scale, rounding_table
+from lowbit.passes.quant.weights import as_bits
 
 LANES = 32
 

@@ -7,10 +7,10 @@ from typing import Annotated, ClassVar
 import numpy as np
 from pydantic import Field
 
-from passes._blocks import BlockFormat, Blocks
-from passes._hessian import Hessian
-from passes.methods.base import Method, needed
-from passes.methods.rtn import Rtn
+from lowbit.passes.methods.rtn import Rtn
+from lowbit.passes.quant.format import BlockFormat, Blocks
+from lowbit.passes.quant.hessian import Hessian
+from lowbit.passes.quant.method import Method, needed
 
 
 class Awq(Method):

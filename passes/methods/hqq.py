@@ -5,12 +5,12 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from passes._blocks import BlockFormat, Blocks
-from passes._hessian import Hessian
-from passes.methods._free_grid import on_grid
-from passes.methods._tiles import LANES, load_tile, look_up, round_scales, run_kernel, store_codes
-from passes.methods.base import Method
-from passes.methods.rtn import full_range
+from lowbit.passes.methods._free_grid import on_grid
+from lowbit.passes.methods._tiles import LANES, load_tile, look_up, round_scales, run_kernel, store_codes
+from lowbit.passes.methods.rtn import full_range
+from lowbit.passes.quant.format import BlockFormat, Blocks
+from lowbit.passes.quant.hessian import Hessian
+from lowbit.passes.quant.method import Method
 
 
 class Hqq(Method):

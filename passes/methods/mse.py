@@ -7,12 +7,12 @@ from dataclasses import replace
 import numba
 import numpy as np
 
-from passes._blocks import BlockFormat, Blocks
-from passes._hessian import Hessian
-from passes.methods._free_grid import fit
-from passes.methods._tiles import LANES, load_tile, look_up, round_scales, run_kernel, store_codes
-from passes.methods.base import Method
-from passes.methods.rtn import full_range
+from lowbit.passes.methods._free_grid import fit
+from lowbit.passes.methods._tiles import LANES, load_tile, look_up, round_scales, run_kernel, store_codes
+from lowbit.passes.methods.rtn import full_range
+from lowbit.passes.quant.format import BlockFormat, Blocks
+from lowbit.passes.quant.hessian import Hessian
+from lowbit.passes.quant.method import Method
 
 FACTORS = np.linspace(1.0, 0.4, 8, dtype=np.float32)
 """Shares of the full range that are tried; 1 is round to nearest, which the result is never worse than."""

@@ -8,11 +8,11 @@ import numba
 import numpy as np
 from pydantic import Field
 
-from passes._blocks import BlockFormat, Blocks, exact_scale, exact_value, rounding_table
-from passes._hessian import Hessian
-from passes._method_choice import MethodChoice
-from passes.methods.base import Method, needed
-from passes.methods.gptq import Gptq
+from lowbit.passes.methods.gptq import Gptq
+from lowbit.passes.quant.format import BlockFormat, Blocks, exact_scale, exact_value, rounding_table
+from lowbit.passes.quant.hessian import Hessian
+from lowbit.passes.quant.method import Method, needed
+from lowbit.passes.registry import MethodChoice
 
 
 class Refine(Method):

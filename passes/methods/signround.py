@@ -7,9 +7,9 @@ from typing import Annotated, ClassVar
 import numpy as np
 from pydantic import Field
 
-from passes._blocks import BlockFormat, Blocks, exact_grid
-from passes._hessian import Hessian
-from passes.methods.base import Method, needed
+from lowbit.passes.quant.format import BlockFormat, Blocks, exact_grid
+from lowbit.passes.quant.hessian import Hessian
+from lowbit.passes.quant.method import Method, needed
 
 
 class Signround(Method):

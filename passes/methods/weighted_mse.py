@@ -6,10 +6,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from passes._blocks import BlockFormat, Blocks
-from passes._hessian import Hessian
-from passes.methods.base import Method, needed
-from passes.methods.mse import search
+from lowbit.passes.methods.mse import search
+from lowbit.passes.quant.format import BlockFormat, Blocks
+from lowbit.passes.quant.hessian import Hessian
+from lowbit.passes.quant.method import Method, needed
 
 
 class WeightedMse(Method):

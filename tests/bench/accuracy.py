@@ -17,10 +17,10 @@ from typing import Any
 
 from rich.console import Console
 
-from passes import methods
-from passes._registry import names_in
-from pipeline.recipe import load_recipe
-from pipeline.runner import run_recipe
+from lowbit.passes import methods
+from lowbit.passes.registry import names_in
+from lowbit.pipeline.recipe.load import load_recipe
+from lowbit.pipeline.run.runner import run_recipe
 from tests.bench.reasoning import MODEL as REASONER
 from tests.bench.reasoning import accuracy, problems
 

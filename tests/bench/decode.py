@@ -186,7 +186,7 @@ def run_mnn(path: Path) -> dict[str, float]:
 
 def run_plain(path: Path) -> dict[str, float]:
     """The quantized graph as optimum exports it: past keys and values copied on every step."""
-    from pipeline.sessions import decoder_feeds, open_model
+    from lowbit.pipeline.runtime.session import decoder_feeds, open_model
 
     def start(session: Any, prompt: list[int]) -> Callable[[], None]:
         names = [output.name for output in session.get_outputs()]

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from pipeline.recipe import load_recipe
-from pipeline.runner import run_recipe
+from lowbit.pipeline.recipe.load import load_recipe
+from lowbit.pipeline.run.runner import run_recipe
 from tests.conftest import PYDOCS
 
 RECIPE = """\

@@ -20,18 +20,22 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import TensorProto, helper, numpy_helper
 
-from passes._blocks import BlockFormat, ZeroPoint
-from passes._match import matmul_weight
-from passes._names import layer_name
-from passes._registry import find_method
-from passes.methods.rtn import Rtn
-from pipeline.checkpoint import open_checkpoint
-from pipeline.convert.mnn_converter import convert
-from pipeline.export import Export, export_graph, load_graph
-from pipeline.recipe import Recipe, load_recipe
-from pipeline.scores import Quality, summarize
-from pipeline.sessions import decoder_feeds, open_reference, open_session
-from pipeline.validate import score_batch, token_windows
+from lowbit.passes.graph.match import matmul_weight
+from lowbit.passes.graph.names import layer_name
+from lowbit.passes.methods.rtn import Rtn
+from lowbit.passes.quant.format import BlockFormat, ZeroPoint
+from lowbit.passes.registry import find_method
+from lowbit.pipeline.checkpoint.huggingface import open_checkpoint
+from lowbit.pipeline.convert.mnn.converter import convert
+from lowbit.pipeline.export.bind import load_graph
+from lowbit.pipeline.export.exporter import export_graph
+from lowbit.pipeline.recipe.load import load_recipe
+from lowbit.pipeline.recipe.recipe import Recipe
+from lowbit.pipeline.recipe.sections import Export
+from lowbit.pipeline.runtime.session import decoder_feeds, open_reference, open_session
+from lowbit.pipeline.validate.dataset import token_windows
+from lowbit.pipeline.validate.metrics import Quality, summarize
+from lowbit.pipeline.validate.text import score_batch
 
 MODEL = Path(__file__).parents[1] / "models" / "qwen2-pydocs"
 RECIPE = "model: {model}\npasses: [{{quantize_matmul: {{bits: 4}}}}]\nvalidate: {{windows: 60}}\n"

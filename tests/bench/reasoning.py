@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from pipeline.sessions import decoder_feeds, open_model
+from lowbit.pipeline.runtime.session import decoder_feeds, open_model
 
 MODEL = Path(__file__).parents[1] / "models" / "llama-reasoner"
 LONGEST = 130

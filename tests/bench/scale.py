@@ -27,12 +27,12 @@ from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
 from rich.table import Table
 
-from passes._blocks import BlockFormat
-from passes._quantized import QuantizedWeight
-from passes._registry import find_method
-from passes._weights import ArrayWeight
-from pipeline.plan import make_plan
-from pipeline.recipe import load_recipe
+from lowbit.passes.quant.format import BlockFormat
+from lowbit.passes.quant.quantized_weight import QuantizedWeight
+from lowbit.passes.quant.weights import ArrayWeight
+from lowbit.passes.registry import find_method
+from lowbit.pipeline.commands.plan import make_plan
+from lowbit.pipeline.recipe.load import load_recipe
 from tests.scale.checkpoint import SHAPES, write_checkpoint
 
 RECIPE = """\

@@ -19,11 +19,12 @@ import optimum.exporters.onnx.convert  # noqa: F401
 import transformers.models.llama.modeling_llama  # noqa: F401
 from rich.console import Console
 
-from passes.base import PassError
-from pipeline import runner
-from pipeline.errors import PipelineError
-from pipeline.recipe import load_recipe
-from pipeline.store import source_digest
+from lowbit.passes.base import PassError
+from lowbit.pipeline.errors import PipelineError
+from lowbit.pipeline.recipe.load import load_recipe
+from lowbit.pipeline.run import prepare
+from lowbit.pipeline.run.runner import run_recipe
+from lowbit.pipeline.store.digests import source_digest
 from tests.hostile.corpus import CASES
 
 BYTES, SECONDS = 1 << 30, 30
@@ -40,10 +41,10 @@ def outcome(name: str, good: Path, folder: Path) -> dict[str, Any]:
             opened.append(arguments[0])
 
     sys.addaudithook(watch)
-    runner.isolated = lambda function, *args: function(*args)  # type: ignore[assignment]
+    prepare.isolated = lambda function, *args: function(*args)  # type: ignore[assignment]
     began = time.monotonic()
     try:
-        runner.run_recipe(load_recipe(recipe), folder / "build", None, Console(quiet=True))
+        run_recipe(load_recipe(recipe), folder / "build", None, Console(quiet=True))
         kind, text = "ran", ""
     except (PipelineError, PassError) as error:
         kind, text = "refused", str(error)
@@ -85,7 +86,7 @@ def _size() -> int:
 
 def main() -> None:
     good, scratch, results = map(Path, sys.argv[1:])
-    for module in ("pipeline.export", "pipeline.weightless"):
+    for module in ("lowbit.pipeline.export.exporter", "lowbit.pipeline.export.torch_patches"):
         source_digest(module)
     found = {name: in_a_child(name, good.resolve(), scratch.resolve() / name) for name in CASES}
     results.write_text(json.dumps(found, indent=1), "utf-8")

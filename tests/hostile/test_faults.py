@@ -14,12 +14,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from pipeline.check import check_folder
-from pipeline.convert import measured, mnn_converter
-from pipeline.errors import ConvertError, PipelineError
-from pipeline.isolate import isolated
-from pipeline.recipe import load_recipe
-from pipeline.runner import run_recipe
+from lowbit.pipeline.commands.check import check_folder
+from lowbit.pipeline.convert import engine_process
+from lowbit.pipeline.convert.engine_process import run_module
+from lowbit.pipeline.convert.mnn import converter
+from lowbit.pipeline.errors import ConvertError, PipelineError
+from lowbit.pipeline.recipe.load import load_recipe
+from lowbit.pipeline.run.runner import run_recipe
+from lowbit.pipeline.runtime.isolate import isolated
 from tests.tiny import recipe_text
 
 ROOT = Path(__file__).parents[2]
@@ -55,8 +57,8 @@ def test_a_converter_that_fails(
     before = files(build)
     recipe.write_text(recipe.read_text().replace("bits: 4", "bits: 3"))
     with monkeypatch.context() as patch:
-        patch.setattr(mnn_converter, "_CALL", call)
-        patch.setattr(mnn_converter, "SECONDS", 1)
+        patch.setattr(converter, "_CALL", call)
+        patch.setattr(converter, "SECONDS", 1)
         with pytest.raises(ConvertError, match=message):
             run_recipe(load_recipe(recipe), build, None, QUIET)
     assert files(build) == before  # the old result is whole
@@ -74,11 +76,11 @@ def test_an_engine_that_hangs_or_crashes(tmp_path: Path, monkeypatch: pytest.Mon
     (package / "hang.py").write_text(HANG)
     (package / "crash.py").write_text(CRASH)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setattr(measured, "SECONDS", 2)
+    monkeypatch.setattr(engine_process, "SECONDS", 2)
     with pytest.raises(ConvertError, match="MNN did not finish folder in 2 s"):
-        measured.run_module("MNN", "bad.hang", Path("folder"), tmp_path / "request", tmp_path / "result")
+        run_module("MNN", "bad.hang", Path("folder"), tmp_path / "request", tmp_path / "result")
     with pytest.raises(ConvertError, match=r"MNN failed on folder \(status -11\)"):
-        measured.run_module("MNN", "bad.crash", Path("folder"), tmp_path / "request", tmp_path / "result")
+        run_module("MNN", "bad.crash", Path("folder"), tmp_path / "request", tmp_path / "result")
 
 
 def take_memory() -> int:

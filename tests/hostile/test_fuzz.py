@@ -20,17 +20,17 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
 
-from passes._blocks import BlockFormat
-from passes._pack import pack_codes, unpack_codes
-from passes.base import PassError
-from passes.methods.rtn import Rtn
-from passes.quantize_matmul import QuantizeMatmul
-from pipeline.check import check_folder
-from pipeline.convert.mnn_proof import compare_codes
-from pipeline.convert.mnn_weights import pack_msb
-from pipeline.errors import PipelineError, RecipeError
-from pipeline.recipe import load_recipe
-from pipeline.runner import run_recipe
+from lowbit.passes.base import PassError
+from lowbit.passes.methods.rtn import Rtn
+from lowbit.passes.quant.format import BlockFormat
+from lowbit.passes.quant.pack import pack_codes, unpack_codes
+from lowbit.passes.quantize_matmul import QuantizeMatmul
+from lowbit.pipeline.commands.check import check_folder
+from lowbit.pipeline.convert.mnn.proof import compare_codes
+from lowbit.pipeline.convert.mnn.weights import pack_msb
+from lowbit.pipeline.errors import PipelineError, RecipeError
+from lowbit.pipeline.recipe.load import load_recipe
+from lowbit.pipeline.run.runner import run_recipe
 from tests.graphs import run
 from tests.tiny import recipe_text
 
@@ -156,7 +156,7 @@ def made(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) ->
         "utf-8",
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.runner.isolated", lambda function, *args: function(*args))
+        patch.setattr("lowbit.pipeline.run.prepare.isolated", lambda function, *args: function(*args))
         return path, run_recipe(load_recipe(path), folder / "build", None, QUIET)
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from passes._blocks import BlockFormat, Blocks, exact_scale, rounding_table
+from lowbit.passes.quant.format import BlockFormat, Blocks, exact_scale, rounding_table
 from tests import reference
 
 FORMATS = [BlockFormat(b, 64, False, d) for b in (2, 3, 4, 8) for d in ("fp16", "fp32")]

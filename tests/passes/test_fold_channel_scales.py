@@ -7,20 +7,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from passes._blocks import BlockFormat
-from passes._channel_scales import ChannelScale, ScaledWeight, read_scale, search
-from passes._ops import quantized_matmuls
-from passes._quantized import QuantizedWeight
-from passes._weights import ArrayWeight
-from passes.base import PassError
-from passes.fold_channel_scales import FoldChannelScales
-from passes.methods.base import Method
-from passes.methods.gptq import Gptq
-from passes.methods.mse import Mse
-from passes.methods.rtn import Rtn
-from passes.quantize_matmul import QuantizeMatmul
-from pipeline.sessions import decoder_feeds, open_reference
-from pipeline.torch_decoder import TorchDecoder
+from lowbit.passes.base import PassError
+from lowbit.passes.fold_channel_scales import FoldChannelScales
+from lowbit.passes.graph.quantized_ops import quantized_matmuls
+from lowbit.passes.methods._scale_search import search
+from lowbit.passes.methods.gptq import Gptq
+from lowbit.passes.methods.mse import Mse
+from lowbit.passes.methods.rtn import Rtn
+from lowbit.passes.quant.format import BlockFormat
+from lowbit.passes.quant.method import Method
+from lowbit.passes.quant.quantized_weight import QuantizedWeight
+from lowbit.passes.quant.scaled_weight import ChannelScale, ScaledWeight, read_scale
+from lowbit.passes.quant.weights import ArrayWeight
+from lowbit.passes.quantize_matmul import QuantizeMatmul
+from lowbit.pipeline.runtime.session import decoder_feeds, open_reference
+from lowbit.pipeline.runtime.torch_decoder import TorchDecoder
 from tests.conftest import Exported
 from tests.graphs import graph, random
 

@@ -9,17 +9,17 @@ import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
 
-from passes._ops import quantized_matmuls
-from passes.base import PassError
-from passes.fuse_attention import FuseAttention
-from passes.fuse_norm import FuseNorm
-from passes.narrow_embedding import NarrowEmbedding
-from passes.pack_projections import PackProjections
-from passes.quantize_matmul import QuantizeMatmul
-from passes.remove_identities import RemoveIdentities
-from passes.split_projections import SplitProjections
-from pipeline.sessions import decoder_feeds
-from pipeline.transformers_config import sliding_windows
+from lowbit.passes.base import PassError
+from lowbit.passes.graph.quantized_ops import quantized_matmuls
+from lowbit.passes.lowering.fuse_attention import FuseAttention
+from lowbit.passes.lowering.fuse_norm import FuseNorm
+from lowbit.passes.lowering.pack_projections import PackProjections
+from lowbit.passes.narrow_embedding import NarrowEmbedding
+from lowbit.passes.quantize_matmul import QuantizeMatmul
+from lowbit.passes.remove_identities import RemoveIdentities
+from lowbit.passes.split_projections import SplitProjections
+from lowbit.pipeline.checkpoint.config import sliding_windows
+from lowbit.pipeline.runtime.session import decoder_feeds
 from tests.conftest import Exported
 from tests.graphs import graph, ops, random, run, weights_of
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from passes import _hessian
-from passes._hessian import Hessian, Moments
-from passes.base import PassError
+from lowbit.passes.base import PassError
+from lowbit.passes.quant import hessian
+from lowbit.passes.quant.hessian import Hessian, Moments
 
 
 def moments(k: int, tokens: int) -> tuple[Hessian, np.ndarray]:
@@ -20,13 +20,13 @@ def moments(k: int, tokens: int) -> tuple[Hessian, np.ndarray]:
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_hessian, "TILE", 24)
+    monkeypatch.setattr(hessian, "TILE", 24)
 
 
 @pytest.mark.parametrize("wide", [True, False], ids=["float64", "float32"])
 @pytest.mark.parametrize("k", [5, 24, 100])
 def test_moments(k: int, wide: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_hessian, "WIDE_SUMS", 1000 if wide else 0)
+    monkeypatch.setattr(hessian, "WIDE_SUMS", 1000 if wide else 0)
     found, expected = moments(k, 300)
     np.testing.assert_allclose(found.matrix, expected, rtol=0, atol=1e-6)
     np.testing.assert_array_equal(found.matrix, found.matrix.T)

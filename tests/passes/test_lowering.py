@@ -8,18 +8,18 @@ import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
 
-from passes._attention import find_attention, find_rotaries
-from passes._decoder import find_linears, find_norms
-from passes.base import Pass, PassError
-from passes.lower_attention import LowerAttention
-from passes.lower_interface import LowerInterface
-from passes.lower_linear import LowerLinear
-from passes.lower_norm import LowerNorm
-from passes.narrow_embedding import NarrowEmbedding
-from passes.quantize_embedding import QuantizeEmbedding
-from passes.quantize_matmul import QuantizeMatmul
-from passes.remove_identities import RemoveIdentities
-from pipeline.scores import relative_error
+from lowbit.passes.base import Pass, PassError
+from lowbit.passes.graph.attention import find_attention, find_rotaries
+from lowbit.passes.graph.decoder import find_linears, find_norms
+from lowbit.passes.lowering.lower_attention import LowerAttention
+from lowbit.passes.lowering.lower_interface import LowerInterface
+from lowbit.passes.lowering.lower_linear import LowerLinear
+from lowbit.passes.lowering.lower_norm import LowerNorm
+from lowbit.passes.narrow_embedding import NarrowEmbedding
+from lowbit.passes.quantize_embedding import QuantizeEmbedding
+from lowbit.passes.quantize_matmul import QuantizeMatmul
+from lowbit.passes.remove_identities import RemoveIdentities
+from lowbit.pipeline.validate.metrics import relative_error
 from tests.conftest import Exported
 from tests.graphs import graph, ops, random, run
 from tests.tiny import LLAMA3

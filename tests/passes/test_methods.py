@@ -8,20 +8,20 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from passes import methods
-from passes._blocks import BlockFormat, Blocks, ScaleDtype, exact_grid
-from passes._hessian import Hessian, Moments
-from passes._registry import find_method, names_in
-from passes.base import PassError
-from passes.methods.awq import Awq
-from passes.methods.base import Method
-from passes.methods.gptq import Gptq
-from passes.methods.hqq import Hqq
-from passes.methods.mse import Mse
-from passes.methods.refine import Refine
-from passes.methods.rtn import Rtn
-from passes.methods.signround import Signround
-from passes.methods.weighted_mse import WeightedMse
+from lowbit.passes import methods
+from lowbit.passes.base import PassError
+from lowbit.passes.methods.awq import Awq
+from lowbit.passes.methods.gptq import Gptq
+from lowbit.passes.methods.hqq import Hqq
+from lowbit.passes.methods.mse import Mse
+from lowbit.passes.methods.refine import Refine
+from lowbit.passes.methods.rtn import Rtn
+from lowbit.passes.methods.signround import Signround
+from lowbit.passes.methods.weighted_mse import WeightedMse
+from lowbit.passes.quant.format import BlockFormat, Blocks, ScaleDtype, exact_grid
+from lowbit.passes.quant.hessian import Hessian, Moments
+from lowbit.passes.quant.method import Method
+from lowbit.passes.registry import find_method, names_in
 from tests import reference, reference_calibrated
 
 REFERENCES = {"rtn": (Rtn(), reference.rtn), "mse": (Mse(), reference.mse), "hqq": (Hqq(), reference.hqq)}

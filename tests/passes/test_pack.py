@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from passes._pack import expand_nib77, pack_codes, pack_lsb, pack_nib77, unpack_codes, unpack_lsb, unpack_nib77
+from lowbit.passes.quant.pack import expand_nib77, pack_codes, pack_lsb, pack_nib77, unpack_codes, unpack_lsb, unpack_nib77
 from tests import reference
 
 

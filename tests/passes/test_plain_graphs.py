@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from passes.base import PassError
-from passes.lower_matmul import LowerMatmul
-from passes.pool_tokens import PoolTokens
-from passes.quantize_matmul import QuantizeMatmul
-from passes.split_gemm import SplitGemm
+from lowbit.passes.base import PassError
+from lowbit.passes.lowering.lower_matmul import LowerMatmul
+from lowbit.passes.pool_tokens import PoolTokens
+from lowbit.passes.quantize_matmul import QuantizeMatmul
+from lowbit.passes.split_gemm import SplitGemm
 from tests.graphs import graph, ops, random, run
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
 
-from passes.base import PassError
-from passes.quantize_matmul import QuantizeMatmul
+from lowbit.passes.base import PassError
+from lowbit.passes.quantize_matmul import QuantizeMatmul
 from tests.graphs import dequantized, graph, ops, random, run, weights_of
 
 # as PyTorch exports: [N, K] behind a Transpose

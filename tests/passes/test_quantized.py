@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from passes._blocks import BlockFormat
-from passes._quantized import QuantizedWeight, all_finite, squared_error
-from passes._weights import ArrayWeight, CastWeight, TransposedWeight, Weight, as_bits
-from passes.base import Options, Pass
-from passes.methods.base import Method
-from passes.methods.rtn import Rtn
+from lowbit.passes.base import Options, Pass
+from lowbit.passes.methods.rtn import Rtn
+from lowbit.passes.quant.format import BlockFormat
+from lowbit.passes.quant.method import Method
+from lowbit.passes.quant.quantized_weight import QuantizedWeight, all_finite, squared_error
+from lowbit.passes.quant.weights import ArrayWeight, CastWeight, TransposedWeight, Weight, as_bits
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])

@@ -8,12 +8,13 @@ import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
 
-from passes._hadamard import Rotation, hadamard_factors
-from passes._weights import ArrayWeight
-from passes.base import PassError
-from passes.quantize_matmul import QuantizeMatmul
-from passes.rotate_residual import RotateResidual, TurnedWeight
-from pipeline.sessions import decoder_feeds
+from lowbit.passes.base import PassError
+from lowbit.passes.quant.hadamard import Rotation, hadamard_factors
+from lowbit.passes.quant.rotated_weight import TurnedWeight
+from lowbit.passes.quant.weights import ArrayWeight
+from lowbit.passes.quantize_matmul import QuantizeMatmul
+from lowbit.passes.rotate_residual import RotateResidual
+from lowbit.pipeline.runtime.session import decoder_feeds
 from tests.conftest import Exported
 from tests.graphs import random, run, weights_of
 
@@ -81,7 +82,7 @@ def test_rows_are_those_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = np.kron(np.eye(4), p).T @ (w * scale) @ np.kron(np.eye(3), q)
     np.testing.assert_allclose(turned.load(), expected, rtol=0, atol=1e-4)
     np.testing.assert_array_equal(turned.rows(5, 21), turned.load()[5:21])
-    monkeypatch.setattr("passes.rotate_residual.rows_per_chunk", lambda row_bytes: 7)
+    monkeypatch.setattr("lowbit.passes.quant.rotated_weight.rows_per_chunk", lambda row_bytes: 7)
     np.testing.assert_array_equal(np.concatenate([rows for _, rows in turned.chunks()]), turned.load())
 
 

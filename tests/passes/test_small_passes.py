@@ -7,14 +7,14 @@ import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
 
-from passes._registry import find_pass
-from passes._weights import ArrayWeight
-from passes.base import PassError
-from passes.fuse_transpose import FuseTranspose
-from passes.narrow_embedding import NarrowEmbedding
-from passes.quantize_embedding import QuantizeEmbedding
-from passes.quantize_matmul import QuantizeMatmul
-from passes.remove_identities import RemoveIdentities
+from lowbit.passes.base import PassError
+from lowbit.passes.lowering.fuse_transpose import FuseTranspose
+from lowbit.passes.narrow_embedding import NarrowEmbedding
+from lowbit.passes.quant.weights import ArrayWeight
+from lowbit.passes.quantize_embedding import QuantizeEmbedding
+from lowbit.passes.quantize_matmul import QuantizeMatmul
+from lowbit.passes.registry import find_pass
+from lowbit.passes.remove_identities import RemoveIdentities
 from tests.graphs import dequantized, graph, ops, random, run, weights_of
 
 LOOKUP = "g (int64[m] ids) => (float[m, {h}] y) {{ y = Gather (embed__weight, ids) }}"
@@ -117,11 +117,11 @@ def test_remove_identities_keeps_outputs_and_real_casts() -> None:
 
 
 def test_a_dotted_name_loads_a_plug_in() -> None:
-    assert find_pass("passes.quantize_matmul") is QuantizeMatmul
+    assert find_pass("lowbit.passes.quantize_matmul") is QuantizeMatmul
     with pytest.raises(KeyError, match="there is no pass module 'no.such'"):
         find_pass("no.such")
     with pytest.raises(KeyError, match="must define one pass, it defines 0"):
-        find_pass("passes._names")
+        find_pass("lowbit.passes.graph.names")
 
 
 TURNED = "g (float[m, 24] x) => (float[m, 40] y) {{ wt = Transpose <perm = [{perm}]> (w) y = MatMul (x, wt) }}"

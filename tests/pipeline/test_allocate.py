@@ -16,15 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from passes._blocks import BlockFormat
-from passes.allocate_bits import AllocateBits
-from passes.base import PassError
-from pipeline.allocate import Costs, allocate
-from pipeline.device_times import device_times
-from pipeline.errors import PipelineError, RecipeError
-from pipeline.plan import make_plan, plan_tables
-from pipeline.recipe import load_recipe
-from pipeline.runner import run_recipe
+from lowbit.passes.allocate_bits import AllocateBits
+from lowbit.passes.base import PassError
+from lowbit.passes.quant.format import BlockFormat
+from lowbit.pipeline.commands.plan import make_plan, plan_tables
+from lowbit.pipeline.errors import PipelineError, RecipeError
+from lowbit.pipeline.mixed_precision.device_times import device_times
+from lowbit.pipeline.mixed_precision.solver import Costs, allocate
+from lowbit.pipeline.recipe.load import load_recipe
+from lowbit.pipeline.run.runner import run_recipe
 from tests.conftest import PYDOCS
 from tests.graphs import graph, random
 from tests.tiny import recipe_text
@@ -181,7 +181,7 @@ def test_a_second_budget_measures_nothing(
     def fail(*_: Any) -> None:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr("pipeline.output_divergence.open_reference", fail)
+    monkeypatch.setattr("lowbit.pipeline.mixed_precision.sensitivity_kl.open_reference", fail)
     run(tmp_path, tiny("llama"), "{bits_per_weight: 4.5, block_sizes: [32], bits: [2, 4]}", name="other")
 
 
@@ -207,7 +207,9 @@ def test_budgets_that_say_nothing(tmp_path: Path, options: str, message: str) ->
 def test_what_cannot_be_measured_is_said(
     tiny: Callable[..., Path], tmp_path: Path, in_process: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.budget.too_large", lambda checkpoint: "the weights in float need 45.7 GB of memory")
+    monkeypatch.setattr(
+        "lowbit.pipeline.mixed_precision.budget.too_large", lambda checkpoint: "the weights in float need 45.7 GB of memory"
+    )
     with pytest.raises(
         PipelineError, match="sensitivity: kl is not possible, the weights in float need 45.7 GB .* Set sensitivity: fisher"
     ):
@@ -276,7 +278,7 @@ def test_the_flagship_fits_to_a_thousandth(
         scale = {one.name: float(rng.lognormal()) for one in asked.layers}
         return {(one.name, form): scale[one.name] * 4.0**-form.bits for one in asked.layers for form in asked.forms}
 
-    monkeypatch.setattr("pipeline.budget.known_damages", made_up)
+    monkeypatch.setattr("lowbit.pipeline.mixed_precision.budget.known_damages", made_up)
     plan = make_plan(load_recipe(Path("recipes/deepseek-r1-7b-fit-3.2gb.yaml")), tmp_path / "build", model)
     assert 0.999 * 3.2e9 < plan.hand_off_bytes()["mnn-llm"] <= 3.2e9
     fast = make_plan(load_recipe(Path("recipes/deepseek-r1-7b-fast-q3.yaml")), tmp_path / "build", model)

@@ -6,7 +6,7 @@ import io
 
 from rich.console import Console
 
-from pipeline.bits_map import bits_map
+from lowbit.pipeline.report.bits_map import bits_map
 
 
 def test_layers_that_are_alike_need_no_map() -> None:

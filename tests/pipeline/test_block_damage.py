@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from passes._blocks import BlockFormat
-from passes.methods.rtn import Rtn
-from passes.quantize_matmul import find_matmuls
-from pipeline import block_damage
-from pipeline.block_damage import BlockDamage, Fisher, OutputError
-from pipeline.errors import PipelineError
-from pipeline.sensitivity import Layer
-from pipeline.store import Store
-from pipeline.torch_decoder import TorchDecoder
+from lowbit.passes.methods.rtn import Rtn
+from lowbit.passes.quant.format import BlockFormat
+from lowbit.passes.quantize_matmul import find_matmuls
+from lowbit.pipeline.errors import PipelineError
+from lowbit.pipeline.mixed_precision import sensitivity_fisher
+from lowbit.pipeline.mixed_precision.sensitivity import Layer
+from lowbit.pipeline.mixed_precision.sensitivity_fisher import BlockDamage, Fisher, OutputError
+from lowbit.pipeline.runtime.torch_decoder import TorchDecoder
+from lowbit.pipeline.store.store import Store
 
 FORMS = [BlockFormat(3, 32, False, "fp16"), BlockFormat(4, 16, False, "fp16")]
 WINDOWS = np.random.default_rng(5).integers(1, 300, (6, 8))
@@ -43,7 +43,7 @@ def away(damage: BlockDamage, layer: Layer, form: BlockFormat) -> torch.Tensor:
 @pytest.mark.parametrize("family", ["llama", "gemma"])
 def test_fisher_is_the_second_order_of_the_divergence(make: Make, monkeypatch: pytest.MonkeyPatch, family: str) -> None:
     """Half the variance of the logits' change, by finite differences; what is sampled from 600 texts is within a fifth."""
-    monkeypatch.setattr(block_damage, "SAMPLES", 600)
+    monkeypatch.setattr(sensitivity_fisher, "SAMPLES", 600)
     damage, decoder = make(Fisher, family, **({"tie_word_embeddings": False} if family == "llama" else {}))
     found = damage.measure(FORMS, lambda _: None)
     model, ids = decoder.whole().double(), torch.from_numpy(WINDOWS)

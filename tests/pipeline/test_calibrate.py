@@ -15,21 +15,21 @@ import onnx_graphsurgeon as gs
 import pytest
 from rich.console import Console
 
-from passes._registry import find_pass
-from pipeline import calibrate as module
-from pipeline import side_by_side
-from pipeline.calibrate import calibrate
-from pipeline.calibration_text import calibration_windows, docstrings
-from pipeline.checkpoint import Checkpoint, open_checkpoint
-from pipeline.errors import PipelineError, RecipeError
-from pipeline.generate import generate
-from pipeline.recipe import Calibrate, load_recipe
-from pipeline.runner import run_recipe
-from pipeline.sessions import decoder_feeds, open_reference, weight_folder
-from pipeline.side_by_side import CorrectedWeight, SideBySide
-from pipeline.stages import Stages
-from pipeline.store import Store
-from pipeline.weights import SourceDigests
+from lowbit.passes.registry import find_pass
+from lowbit.pipeline.calibrate import activations, sequential
+from lowbit.pipeline.calibrate.activations import CorrectedWeight, SideBySide
+from lowbit.pipeline.calibrate.dataset import calibration_windows, docstrings
+from lowbit.pipeline.calibrate.generate import generate
+from lowbit.pipeline.calibrate.sequential import calibrate
+from lowbit.pipeline.calibrate.subgraphs import Stages
+from lowbit.pipeline.checkpoint.huggingface import Checkpoint, open_checkpoint
+from lowbit.pipeline.errors import PipelineError, RecipeError
+from lowbit.pipeline.recipe.load import load_recipe
+from lowbit.pipeline.recipe.sections import Calibrate
+from lowbit.pipeline.run.runner import run_recipe
+from lowbit.pipeline.runtime.session import decoder_feeds, open_reference, weight_folder
+from lowbit.pipeline.store.store import Store
+from lowbit.pipeline.store.weight_keys import SourceDigests
 from tests.conftest import PYDOCS, Exported
 from tests.tiny import recipe_text
 
@@ -50,7 +50,7 @@ def quantized(exported: Exported, kind: str = "qwen2", method: str = "refine", *
 def test_the_float_model_goes_through_the_stages_unchanged(
     exported: Exported, kind: str, options: dict[str, bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(side_by_side, "LARGE", 20_000)  # some tensors in memory, some on the disk
+    monkeypatch.setattr(activations, "LARGE", 20_000)  # some tensors in memory, some on the disk
     _, whole = exported(kind, **options)
     expected = open_reference(whole).run(["logits"], decoder_feeds(whole, IDS))[0]
     _, graph = quantized(exported, kind, **options)
@@ -117,7 +117,7 @@ def test_every_stop_and_start_gives_the_same_codes(
     """Stopped in every stage, with states saved between layers: the codes of an undisturbed run, none made twice."""
     expected = made(quantized(exported, method=method)[1], tmp_path / "whole")
     assert len(expected) == 15
-    monkeypatch.setattr(module, "SAVE_SECONDS", 0)
+    monkeypatch.setattr(sequential, "SAVE_SECONDS", 0)
     put, count = Store.put, [0]
 
     def stops_after_some(self: Store, key: str, write: Callable[[Path], dict[str, Any]]) -> Any:

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from passes._ops import quantized_matmuls
-from passes._registry import find_pass
-from pipeline import channel_scales
-from pipeline.channel_scales import find_channel_scales
-from pipeline.recipe import load_recipe
-from pipeline.runner import run_recipe
-from pipeline.store import Store
-from pipeline.weights import SourceDigests
+from lowbit.passes.graph.quantized_ops import quantized_matmuls
+from lowbit.passes.registry import find_pass
+from lowbit.pipeline.calibrate import channel_scales
+from lowbit.pipeline.calibrate.channel_scales import find_channel_scales
+from lowbit.pipeline.recipe.load import load_recipe
+from lowbit.pipeline.run.runner import run_recipe
+from lowbit.pipeline.store.store import Store
+from lowbit.pipeline.store.weight_keys import SourceDigests
 from tests.conftest import Exported
 from tests.tiny import make_checkpoint, recipe_text
 

@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from pipeline import chat as chat_module
-from pipeline import doctor
-from pipeline.chat import Chat, answer, open_chat, sample, talk
-from pipeline.errors import PipelineError
-from pipeline.recipe import load_recipe
-from pipeline.runner import run_recipe
+from lowbit.pipeline.commands import chat as chat_module
+from lowbit.pipeline.commands import doctor
+from lowbit.pipeline.commands.chat import Chat, answer, open_chat, sample, talk
+from lowbit.pipeline.commands.doctor import _disk, _engine, _memory, _python, examine
+from lowbit.pipeline.errors import PipelineError
+from lowbit.pipeline.recipe.load import load_recipe
+from lowbit.pipeline.run.runner import run_recipe
 from tests.tiny import recipe_text
 
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<think>\n{% endif %}"
@@ -33,7 +34,7 @@ def made(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) ->
     passes, validate = ("narrow_embedding", "quantize_matmul: {bits: 4, block_size: 32}"), "validate: {window: 64, windows: 2}"
     path.write_text(recipe_text(tiny("llama"), *passes, convert=convert, validate=validate))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.runner.isolated", lambda function, *args: function(*args))
+        patch.setattr("lowbit.pipeline.run.prepare.isolated", lambda function, *args: function(*args))
         return run_recipe(load_recipe(path), folder / "build", None, Console(quiet=True))
 
 
@@ -60,7 +61,7 @@ def test_every_engine_answers_the_same(made: Path) -> None:
 
 
 def test_a_conversation_is_remembered(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.chat.chat_template", lambda checkpoint: TEMPLATE)
+    monkeypatch.setattr("lowbit.pipeline.commands.chat.chat_template", lambda checkpoint: TEMPLATE)
     chat = open_chat(made, "onnx")
     shown = said(chat, "One", "", "/what", "Two", "/new", "Three")
     assert "/what" in shown
@@ -71,7 +72,7 @@ def test_a_conversation_is_remembered(made: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_reading_on_is_reading_anew(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.chat.chat_template", lambda checkpoint: TEMPLATE)
+    monkeypatch.setattr("lowbit.pipeline.commands.chat.chat_template", lambda checkpoint: TEMPLATE)
     for runtime in ("mnn", "onnx", "genai"):
         chat = open_chat(made, runtime)
         for question in ("One", "Two"):
@@ -135,7 +136,7 @@ def test_one_answer_from_the_command_line(made: Path) -> None:
 
 
 def test_the_doctor_finds_all_well_here(tmp_path: Path) -> None:
-    findings = doctor.examine(tmp_path)
+    findings = examine(tmp_path)
     well = {name: ok for name, ok, _ in findings}
     assert {"onnxruntime", "MNN", "torch", "memory", "disk"} <= set(well)
     assert well["onnxruntime"]
@@ -144,7 +145,7 @@ def test_the_doctor_finds_all_well_here(tmp_path: Path) -> None:
 
 
 def test_the_doctor_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = doctor._engine
+    engine = _engine
     assert engine("x", "import os; os.kill(os.getpid(), 11)", "", "numpy")[1:] == (
         False, f"{np.__version__} does not run here (died of signal 11); rm -r .venv and type make again",
     )  # fmt: skip
@@ -155,7 +156,7 @@ def test_the_doctor_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(doctor, "LITTLE_MEMORY", 1 << 60)
     monkeypatch.setattr(doctor, "LITTLE_DISK", 1 << 60)
     monkeypatch.setattr(doctor, "PYTHON", (4, 0))
-    assert [well for _, well, _ in (doctor._memory(), doctor._disk(tmp_path), doctor._python())] == [False] * 3
+    assert [well for _, well, _ in (_memory(), _disk(tmp_path), _python())] == [False] * 3
     if os.geteuid():
         (tmp_path / "sealed").mkdir(mode=0o500)
-        assert "cannot be written to" in doctor._disk(tmp_path / "sealed")[2]
+        assert "cannot be written to" in _disk(tmp_path / "sealed")[2]

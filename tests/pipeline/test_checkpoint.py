@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from pipeline.checkpoint import open_checkpoint
-from pipeline.errors import CheckpointError
-from pipeline.hub import resolve
-from pipeline.recipe import load_recipe
+from lowbit.pipeline.checkpoint.huggingface import open_checkpoint
+from lowbit.pipeline.checkpoint.resolve import resolve
+from lowbit.pipeline.errors import CheckpointError
+from lowbit.pipeline.recipe.load import load_recipe
 
 
 def folder(tmp_path: Path, **tensors: np.ndarray) -> Path:

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.check import check_folder
-from pipeline.convert.mnn_folder import Mnn
-from pipeline.errors import ConvertError, PipelineError
-from pipeline.sessions import open_reference
+from lowbit.pipeline.commands.check import check_folder
+from lowbit.pipeline.convert.mnn.tensors import Mnn
+from lowbit.pipeline.errors import ConvertError, PipelineError
+from lowbit.pipeline.runtime.session import open_reference
 from tests.conftest import Exported
 from tests.pipeline.test_mnn_files import flip
 

@@ -16,14 +16,16 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from passes.base import PassError
-from pipeline import runner
-from pipeline.check import check_folder
-from pipeline.checkpoint import open_checkpoint
-from pipeline.errors import CheckpointError, PipelineError, ValidationFailed
-from pipeline.plan import make_plan, plan_tables
-from pipeline.recipe import Recipe, load_recipe
-from pipeline.runner import run_recipe
+from lowbit.passes.base import PassError
+from lowbit.pipeline.checkpoint.huggingface import open_checkpoint
+from lowbit.pipeline.commands.check import check_folder
+from lowbit.pipeline.commands.plan import make_plan, plan_tables
+from lowbit.pipeline.errors import CheckpointError, PipelineError, ValidationFailed
+from lowbit.pipeline.recipe.load import load_recipe
+from lowbit.pipeline.recipe.recipe import Recipe
+from lowbit.pipeline.run import prepare
+from lowbit.pipeline.run.runner import run_recipe
+from lowbit.pipeline.runtime import memory
 from tests.conftest import PYDOCS
 from tests.tiny import recipe_text
 
@@ -215,7 +217,7 @@ def test_a_disk_that_fills_up_during_a_run(
 ) -> None:
     """4 MB hold the codes but not the result; with a larger disk the run goes on from what was kept."""
     mine = recipe(tmp_path, "narrow_embedding", FOUR)
-    monkeypatch.setattr(runner, "_check_disk", lambda plan, build: None)  # as if another program filled it meanwhile
+    monkeypatch.setattr(prepare, "_check_disk", lambda plan, build: None)  # as if another program filled it meanwhile
     with pytest.raises(PipelineError, match="the disk is full. What was finished is kept"):
         run_recipe(mine, small_disk / "build", None, QUIET)
     assert not list((small_disk / "build" / "mine").glob(".work-*"))
@@ -267,9 +269,8 @@ def test_bad_checkpoints(tmp_path: Path, in_process: None) -> None:
 def test_a_model_too_large_for_memory_is_validated_all_the_same(
     tmp_path: Path, in_process: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline import validate
 
-    monkeypatch.setattr(validate, "memory_needed", lambda checkpoint: 1 << 60)
+    monkeypatch.setattr(memory, "memory_needed", lambda checkpoint: 1 << 60)
     options = {"validate": "validate: {windows: 1, window: 64}"}
     found = manifest(run_recipe(recipe(tmp_path, "narrow_embedding", FOUR, **options), tmp_path / "build", None, QUIET))
     assert found["hand_offs"]["mnn"]["bit_exact"] is True

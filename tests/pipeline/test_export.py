@@ -12,12 +12,14 @@ import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
 
-from pipeline.checkpoint import open_checkpoint
-from pipeline.errors import ExportError
-from pipeline.export import Export, bind, check_config
-from pipeline.hub import resolve
-from pipeline.recipe import load_recipe
-from pipeline.sessions import decoder_feeds, open_reference
+from lowbit.pipeline.checkpoint.huggingface import open_checkpoint
+from lowbit.pipeline.checkpoint.resolve import resolve
+from lowbit.pipeline.errors import ExportError
+from lowbit.pipeline.export.bind import bind
+from lowbit.pipeline.export.support import check_config
+from lowbit.pipeline.recipe.load import load_recipe
+from lowbit.pipeline.recipe.sections import Export
+from lowbit.pipeline.runtime.session import decoder_feeds, open_reference
 from tests.conftest import Exported
 from tests.tiny import LLAMA3
 
@@ -84,7 +86,7 @@ def test_decoders_compute_what_torch_computes(exported: Exported, family: str) -
 
 def test_export_reads_no_weight(tiny: Callable[..., Path], tmp_path: Path) -> None:
     """The weights may be gone: the graph comes from config.json alone."""
-    from pipeline.export import export_graph
+    from lowbit.pipeline.export.exporter import export_graph
 
     folder = shutil.copytree(tiny("qwen2"), tmp_path / "copy")
     (folder / "model.safetensors").unlink()
@@ -110,7 +112,7 @@ def test_configurations_of_transformers_5_export_the_same(
     tiny: Callable[..., Path], tmp_path: Path, kind: str, options: dict[str, Any], rope: dict[str, Any]
 ) -> None:
     """The same model, written by the other version, gives the same graph, its frequencies included."""
-    from pipeline.export import export_graph
+    from lowbit.pipeline.export.exporter import export_graph
 
     old = tiny(kind, **options)
     new = shutil.copytree(old, tmp_path / "copy")

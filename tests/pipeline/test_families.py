@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from passes.base import PassError
-from passes.narrow_embedding import NarrowEmbedding
-from passes.quantize_matmul import QuantizeMatmul
-from passes.remove_identities import RemoveIdentities
-from passes.split_projections import SplitProjections
-from pipeline.convert.targets import TARGETS
-from pipeline.errors import ConvertError
-from pipeline.recipe import Convert
+from lowbit.passes.base import PassError
+from lowbit.passes.narrow_embedding import NarrowEmbedding
+from lowbit.passes.quantize_matmul import QuantizeMatmul
+from lowbit.passes.remove_identities import RemoveIdentities
+from lowbit.passes.split_projections import SplitProjections
+from lowbit.pipeline.convert.registry import TARGETS
+from lowbit.pipeline.errors import ConvertError
+from lowbit.pipeline.recipe.sections import Convert
 from tests.conftest import Exported
 from tests.pipeline import test_mnn_tokenizer
 from tests.pipeline.chat_templates import TEMPLATES

@@ -13,22 +13,23 @@ import pytest
 import torch
 from rich.console import Console
 
-from passes._blocks import BlockFormat, ZeroPoint
-from passes._quantized import QuantizedWeight
-from passes._registry import find_pass
-from passes._weights import ArrayWeight
-from passes.base import PassError
-from passes.methods.mse import Mse
-from pipeline import validate
-from pipeline.errors import PipelineError, RecipeError
-from pipeline.finetune import _rate, finetune
-from pipeline.recipe import load_recipe
-from pipeline.runner import run_recipe
-from pipeline.sessions import decoder_feeds, open_reference
-from pipeline.store import Store
-from pipeline.torch_decoder import TorchDecoder
-from pipeline.trained_linear import TrainedLinear
-from pipeline.weights import SourceDigests, entry_of
+from lowbit.passes.base import PassError
+from lowbit.passes.methods.mse import Mse
+from lowbit.passes.quant.format import BlockFormat, ZeroPoint
+from lowbit.passes.quant.quantized_weight import QuantizedWeight
+from lowbit.passes.quant.weights import ArrayWeight
+from lowbit.passes.registry import find_pass
+from lowbit.pipeline.calibrate.fake_quant_linear import TrainedLinear
+from lowbit.pipeline.calibrate.finetune import _rate, finetune
+from lowbit.pipeline.errors import PipelineError, RecipeError
+from lowbit.pipeline.onnx_io.stream import entry_of
+from lowbit.pipeline.recipe.load import load_recipe
+from lowbit.pipeline.run.runner import run_recipe
+from lowbit.pipeline.runtime import memory
+from lowbit.pipeline.runtime.session import decoder_feeds, open_reference
+from lowbit.pipeline.runtime.torch_decoder import TorchDecoder
+from lowbit.pipeline.store.store import Store
+from lowbit.pipeline.store.weight_keys import SourceDigests
 from tests.conftest import PYDOCS, Exported
 from tests.graphs import weights_of
 from tests.tiny import recipe_text
@@ -167,7 +168,7 @@ def test_what_is_marked_and_what_is_left_alone(exported: Exported) -> None:
 
 
 def test_mistakes(exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(validate, "memory_needed", lambda checkpoint: 1 << 60)
+    monkeypatch.setattr(memory, "memory_needed", lambda checkpoint: 1 << 60)
     with pytest.raises(PipelineError, match="end_to_end trains the whole model at once, and the weights in float need"):
         trained(exported, tmp_path, '{"end_to_end": 1}')
     path = tmp_path / "mine.yaml"

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from pipeline.device_times import device_times
-from pipeline.errors import PipelineError
-from pipeline.frontier import BITS, frontier
-from pipeline.measure import measure
-from pipeline.plan import make_plan
-from pipeline.recipe import load_recipe
+from lowbit.pipeline.commands.frontier import BITS, frontier
+from lowbit.pipeline.commands.measure import measure
+from lowbit.pipeline.commands.plan import make_plan
+from lowbit.pipeline.errors import PipelineError
+from lowbit.pipeline.mixed_precision.device_times import device_times
+from lowbit.pipeline.recipe.load import load_recipe
 from tests.tiny import recipe_text
 
 QUIET = Console(quiet=True)

@@ -13,14 +13,14 @@ import onnx
 import pytest
 from rich.console import Console
 
-from passes.base import PassError
-from pipeline.check import check_folder
-from pipeline.convert.genai_folder import OnnxruntimeGenai
-from pipeline.convert.same_text import TEXTS
-from pipeline.errors import ConvertError, PipelineError
-from pipeline.plan import make_plan
-from pipeline.recipe import load_recipe
-from pipeline.runner import run_recipe
+from lowbit.passes.base import PassError
+from lowbit.pipeline.commands.check import check_folder
+from lowbit.pipeline.commands.plan import make_plan
+from lowbit.pipeline.convert.compare_text import TEXTS
+from lowbit.pipeline.convert.genai.llm import OnnxruntimeGenai
+from lowbit.pipeline.errors import ConvertError, PipelineError
+from lowbit.pipeline.recipe.load import load_recipe
+from lowbit.pipeline.run.runner import run_recipe
 from tests.pipeline.test_mnn_files import flip
 from tests.tiny import recipe_text
 

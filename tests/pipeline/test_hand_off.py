@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from passes import methods
-from passes._registry import find_method, names_in
-from passes.base import PassError
-from pipeline.errors import ConvertError
+from lowbit.passes import methods
+from lowbit.passes.base import PassError
+from lowbit.passes.registry import find_method, names_in
+from lowbit.pipeline.errors import ConvertError
 from tests.tiny import LLAMA3
 
 NARROW = "narrow_embedding"

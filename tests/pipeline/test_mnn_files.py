@@ -12,11 +12,11 @@ import numpy as np
 import onnx
 import pytest
 
-from pipeline.convert.mnn_converter import convert, read_json
-from pipeline.convert.mnn_llm_folder import MnnLlm
-from pipeline.convert.mnn_weights import MnnLayer, lay_out, pack_msb
-from pipeline.errors import ConvertError, PipelineError
-from pipeline.onnx_weights import Region, StoredLayer, read_layers
+from lowbit.pipeline.convert.mnn.converter import convert, read_json
+from lowbit.pipeline.convert.mnn.llm import MnnLlm
+from lowbit.pipeline.convert.mnn.weights import MnnLayer, lay_out, pack_msb
+from lowbit.pipeline.errors import ConvertError, PipelineError
+from lowbit.pipeline.onnx_io.reader import Region, StoredLayer, read_layers
 from tests import reference
 
 

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
-from pipeline.checkpoint import Checkpoint
-from pipeline.convert.genai_folder import OnnxruntimeGenai
-from pipeline.convert.mnn_tokenizer import tokenizer_bytes
-from pipeline.convert.same_text import CONVERSATIONS, TEXTS, compare_chats, compare_ids
-from pipeline.recipe import Convert
+from lowbit.pipeline.checkpoint.chat_template import CONVERSATIONS
+from lowbit.pipeline.checkpoint.huggingface import Checkpoint
+from lowbit.pipeline.convert.compare_text import TEXTS, compare_chats, compare_ids
+from lowbit.pipeline.convert.genai.llm import OnnxruntimeGenai
+from lowbit.pipeline.convert.mnn.tokenizer import tokenizer_bytes
+from lowbit.pipeline.recipe.sections import Convert
 from tests.conftest import PYDOCS
 from tests.pipeline.chat_templates import CHATML, REFUSES_SYSTEM, TEMPLATES
 

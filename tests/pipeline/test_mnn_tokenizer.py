@@ -17,10 +17,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from pipeline.checkpoint import Checkpoint
-from pipeline.convert.mnn_tokenizer import tokenizer_bytes
-from pipeline.errors import ConvertError
-from pipeline.special_tokens import chat_template
+from lowbit.pipeline.checkpoint.chat_template import chat_template
+from lowbit.pipeline.checkpoint.huggingface import Checkpoint
+from lowbit.pipeline.convert.mnn.tokenizer import tokenizer_bytes
+from lowbit.pipeline.errors import ConvertError
 from tests.conftest import PYDOCS
 
 QWEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

@@ -13,11 +13,11 @@ import onnx_graphsurgeon as gs
 import pytest
 from rich.console import Console
 
-from pipeline.errors import CheckpointError, PipelineError, RecipeError
-from pipeline.onnx_source import open_onnx
-from pipeline.plan import make_plan
-from pipeline.recipe import load_recipe
-from pipeline.runner import run_recipe
+from lowbit.pipeline.checkpoint.onnx_model import open_onnx
+from lowbit.pipeline.commands.plan import make_plan
+from lowbit.pipeline.errors import CheckpointError, PipelineError, RecipeError
+from lowbit.pipeline.recipe.load import load_recipe
+from lowbit.pipeline.run.runner import run_recipe
 from tests.graphs import random
 
 GRAPH = """

@@ -16,10 +16,10 @@ import yaml
 from PIL import Image
 from rich.console import Console
 
-from pipeline.check import check_folder
-from pipeline.page import visible, write_pages
-from pipeline.recipe import load_recipe
-from pipeline.runner import run_recipe
+from lowbit.pipeline.commands.check import check_folder
+from lowbit.pipeline.recipe.load import load_recipe
+from lowbit.pipeline.report.html import visible, write_pages
+from lowbit.pipeline.run.runner import run_recipe
 from tests.tiny import recipe_text
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -35,7 +35,7 @@ def made(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) ->
     validate = "validate: {window: 64, windows: 4, max_kl_divergence: 5, max_perplexity_ratio: 2}"
     path.write_text(recipe_text(tiny("llama"), *passes, last, convert="convert: {}", validate=validate), "utf-8")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.runner.isolated", lambda function, *args: function(*args))
+        patch.setattr("lowbit.pipeline.run.prepare.isolated", lambda function, *args: function(*args))
         return run_recipe(load_recipe(path), folder / "build", None, Console(quiet=True))
 
 
@@ -99,7 +99,7 @@ def test_the_card_has_front_matter(made: Path) -> None:
 
 
 def test_a_missed_gate_is_seen(made: Path, tmp_path: Path, tiny: Callable[..., Path]) -> None:
-    from pipeline.checkpoint import open_checkpoint
+    from lowbit.pipeline.checkpoint.huggingface import open_checkpoint
 
     manifest = json.loads((made / "manifest.json").read_text("utf-8"))
     manifest["gates"][0] |= {"passed": False, "allowed": 0.001}

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-import passes
-from passes._registry import names_in
-from pipeline.errors import RecipeError
-from pipeline.recipe import find_recipe, load_recipe
-from pipeline.schema import recipe_schema
+from lowbit import passes
+from lowbit.passes.registry import names_in
+from lowbit.pipeline.errors import RecipeError
+from lowbit.pipeline.recipe.json_schema import recipe_schema
+from lowbit.pipeline.recipe.load import find_recipe, load_recipe
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted((ROOT / "recipes").glob("*.yaml"))

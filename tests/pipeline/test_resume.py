@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.check import check_folder
+from lowbit.pipeline.commands.check import check_folder
 from tests.scale.checkpoint import write_checkpoint
 
 ROOT = Path(__file__).parents[2]

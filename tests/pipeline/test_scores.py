@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.convert.measured import token_losses
-from pipeline.scores import relative_error, score_tokens, summarize
+from lowbit.pipeline.convert.engine_process import token_losses
+from lowbit.pipeline.validate.metrics import relative_error, score_tokens, summarize
 from tests import reference
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
 
-from pipeline.segments import Segments
-from pipeline.sessions import decoder_feeds, load_model, open_model, open_reference, weight_folder
+from lowbit.pipeline.runtime.layerwise import Segments
+from lowbit.pipeline.runtime.session import decoder_feeds, load_model, open_model, open_reference, weight_folder
 from tests.conftest import Exported
 
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import PipelineError
-from pipeline.shared_store import SharedStore, store_at
-from pipeline.store import Store, digest, source_digest, writing
+from lowbit.pipeline.errors import PipelineError
+from lowbit.pipeline.store.digests import digest, source_digest
+from lowbit.pipeline.store.shared import SharedStore, store_at
+from lowbit.pipeline.store.store import Store, writing
 
 KEY = digest("a key")
 
@@ -86,12 +87,17 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_source_digest_follows_imports() -> None:
-    assert source_digest("passes.methods.mse") != source_digest("passes.methods.rtn")
-    from pipeline.store import _collect
+    assert source_digest("lowbit.passes.methods.mse") != source_digest("lowbit.passes.methods.rtn")
+    from lowbit.pipeline.store.digests import _collect
 
     seen: dict[str, str] = {}
-    _collect("passes.methods.mse", seen)
-    assert {"passes.methods.mse", "passes.methods.rtn", "passes._blocks", "passes.methods._tiles"} <= set(seen)
+    _collect("lowbit.passes.methods.mse", seen)
+    assert {
+        "lowbit.passes.methods.mse",
+        "lowbit.passes.methods.rtn",
+        "lowbit.passes.quant.format",
+        "lowbit.passes.methods._tiles",
+    } <= set(seen)
     assert not any(name.startswith("numba") for name in seen)
 
 

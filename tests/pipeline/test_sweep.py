@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from pipeline.comparison import COLUMNS, comparison_rows, read_results, write_comparison
-from pipeline.errors import PipelineError, RecipeError
-from pipeline.recipe import Recipe, load_recipe
-from pipeline.shared_store import SharedStore
-from pipeline.sweep import Axis, read_axes, run_here, sweep, variants
+from lowbit.pipeline.commands.sweep import Axis, read_axes, run_here, sweep, variants
+from lowbit.pipeline.errors import PipelineError, RecipeError
+from lowbit.pipeline.recipe.load import load_recipe
+from lowbit.pipeline.recipe.recipe import Recipe
+from lowbit.pipeline.report.comparison import COLUMNS, comparison_rows, read_results, write_comparison
+from lowbit.pipeline.store.shared import SharedStore
 from tests.tiny import recipe_text
 
 QUIET = Console(quiet=True)
@@ -79,7 +80,7 @@ def test_one_that_fails_does_not_stop_the_others(recipe: Recipe, tmp_path: Path,
 
 
 def test_a_ray_cluster_of_two_nodes_runs_them(recipe: Recipe, tmp_path: Path, cluster: str) -> None:
-    from pipeline.on_ray import run_on
+    from lowbit.pipeline.commands.sweep_ray import run_on
 
     console = Console(record=True, width=200, file=(tmp_path / "log").open("w"))
     axes = read_axes(["passes.quantize_matmul.bits=4,3 validate.windows=1,100000"])

@@ -8,7 +8,7 @@ import torch
 from optimum.exporters.onnx import convert
 from torch.onnx._internal.torchscript_exporter import utils
 
-from pipeline.weightless import weightless_export
+from lowbit.pipeline.export.torch_patches import weightless_export
 
 
 def test_what_is_patched_is_still_used() -> None:

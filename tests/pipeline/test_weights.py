@@ -12,15 +12,16 @@ import numpy as np
 import psutil
 import pytest
 
-from passes._blocks import BlockFormat
-from passes._quantized import QuantizedWeight
-from passes._weights import ArrayWeight, Weight
-from passes.methods.mse import Mse
-from pipeline.checkpoint import CheckpointWeight, open_checkpoint
-from pipeline.errors import PipelineError
-from pipeline.onnx_file import DataFile
-from pipeline.store import Store
-from pipeline.weights import HashedWeight, SourceDigests, Streamed, stream_weights
+from lowbit.passes.methods.mse import Mse
+from lowbit.passes.quant.format import BlockFormat
+from lowbit.passes.quant.quantized_weight import QuantizedWeight
+from lowbit.passes.quant.weights import ArrayWeight, Weight
+from lowbit.pipeline.checkpoint.huggingface import CheckpointWeight, open_checkpoint
+from lowbit.pipeline.errors import PipelineError
+from lowbit.pipeline.onnx_io.stream import Streamed, stream_weights
+from lowbit.pipeline.onnx_io.writer import DataFile
+from lowbit.pipeline.store.store import Store
+from lowbit.pipeline.store.weight_keys import HashedWeight, SourceDigests
 from tests.graphs import random
 
 FORM = BlockFormat(3, 32, False, "fp16")

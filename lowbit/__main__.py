@@ -1,0 +1,5 @@
+"""`python -m lowbit`."""
+
+from lowbit.pipeline.__main__ import main
+
+main()

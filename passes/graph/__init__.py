@@ -1,0 +1,1 @@
+"""Find things in a graph, and build nodes: names, decoder blocks, attention, quantized operators. Changes no weight."""

@@ -1,0 +1,172 @@
+"""The parts of a decoder graph as optimum exports it, each found by weight names and proven by its nodes.
+
+A part is anchored on weights, and every node between its ends is checked before anything is replaced; what
+does not fit raises `PassError` with the node and the reason.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from lowbit.passes.base import PassError
+from lowbit.passes.graph.match import SAME_VALUE, behind, constant_value, producer, readers, repeats
+from lowbit.passes.graph.quantized_ops import quantized_weight
+from lowbit.passes.quant.quantized_weight import QuantizedWeight
+from lowbit.passes.quant.weights import weight_of
+
+VIEWS = SAME_VALUE | {"Unsqueeze", "Reshape", "Expand", "Transpose"}
+"""Operators that move values about without changing any."""
+
+
+def need(condition: object, message: str) -> None:
+    """Raise `PassError` unless the condition holds."""
+    if not condition:
+        raise PassError(message)
+
+
+@dataclass(frozen=True, eq=False)
+class Linear:
+    """A quantized MatMul and the bias behind it: x [..., K] -> y [..., N]."""
+
+    weight: QuantizedWeight
+    node: gs.Node
+    bias: gs.Constant | None
+    x: gs.Tensor
+    y: gs.Tensor
+
+
+def find_linears(graph: gs.Graph) -> dict[str, Linear]:
+    """Every quantized MatMul by layer name."""
+    found = {}
+    for node in graph.nodes:
+        weight = quantized_weight(node)
+        if weight is None or node.op == "GatherBlockQuantized":
+            continue
+        y, bias = node.outputs[0], None
+        after = list(y.outputs)
+        if len(after) == 1 and after[0].op == "Add":
+            other = behind(next(t for t in after[0].inputs if t is not y))
+            if isinstance(other, gs.Constant) and other.name.endswith(".bias"):
+                y, bias = after[0].outputs[0], other
+        found[weight.name] = Linear(weight, node, bias, node.inputs[0], y)
+    return found
+
+
+def refuse_float_layers(graph: gs.Graph) -> None:
+    """Raise `PassError` if a MatMul multiplies by a float weight."""
+    for node in graph.nodes:
+        if node.op == "MatMul" and constant_matrix(node.inputs[1]) is not None:
+            name = str(constant_matrix(node.inputs[1])).removesuffix(".weight")
+            raise PassError(
+                f"'{node.name}' multiplies by the float weight '{name}'. MNN gets codes only: quantize it too, with "
+                f"quantize_matmul {{bits: 8, include: ['{name}']}} if it must stay accurate."
+            )
+
+
+def constant_matrix(tensor: gs.Tensor) -> str | None:
+    """The name of the constant [rows, columns] behind views and casts, or None."""
+    tensor = behind(tensor, SAME_VALUE | {"Transpose"})
+    return tensor.name if isinstance(tensor, gs.Constant) and len(tensor.shape) == 2 and min(tensor.shape) > 1 else None
+
+
+@dataclass(frozen=True, eq=False)
+class Norm:
+    """RMSNorm: y = x / sqrt(mean(x^2) + epsilon) * (offset + gamma) (Zhang and Sennrich, arXiv:1910.07467).
+
+    Attributes:
+        offset: 1 in Gemma's norms, else 0.
+    """
+
+    gamma: gs.Constant
+    offset: float
+    epsilon: float
+    x: gs.Tensor
+    y: gs.Tensor
+
+    def factors(self) -> np.ndarray:
+        """What normed values are multiplied by, float32 [features]."""
+        return np.float32(self.offset) + weight_of(self.gamma).load().astype(np.float32)
+
+
+def find_norms(graph: gs.Graph) -> list[Norm]:
+    """Every RMSNorm that is spelled out, by its weight `*norm.weight`."""
+    gammas = [
+        t
+        for t in graph.tensors().values()
+        if isinstance(t, gs.Constant) and t.name.endswith("norm.weight") and len(t.shape) == 1
+    ]
+    fused = ("SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization")
+    return [_norm(gamma) for gamma in gammas if not any(node.op in fused for node in readers(gamma))]
+
+
+def find_plain_norms(graph: gs.Graph) -> list[Norm]:
+    """Every RMSNorm, for passes that write into its weight: none may multiply by 1 + weight."""
+    norms = find_norms(graph)
+    odd = next((norm for norm in norms if norm.offset), None)
+    need(
+        odd is None, f"{odd and odd.gamma.name}: this norm multiplies by 1 + weight, as Gemma's; only plain ones can be folded."
+    )
+    return norms
+
+
+def _norm(gamma: gs.Constant) -> Norm:
+    name = gamma.name
+    scaled, factor, offset = readers(gamma), gamma, 0.0
+    if len(scaled) == 1 and scaled[0].op == "Add":
+        offsets = [
+            v for t in scaled[0].inputs if behind(t) is not gamma and (v := constant_value(t)) is not None and v.size == 1
+        ]
+        need(len(offsets) == 1, f"{name}: '{scaled[0].name}' does not add one constant to it.")
+        offset, factor = float(offsets[0].reshape(-1)[0]), scaled[0].outputs[0]
+        scaled = readers(factor)
+    need(len(scaled) == 1 and scaled[0].op == "Mul", f"{name}: read by {[n.op for n in scaled]}, expected one Mul.")
+    y = scaled[0].outputs[0]
+    normed = producer(behind(next(t for t in scaled[0].inputs if behind(t) is not factor)))
+    need(normed is not None and normed.op == "Mul", f"{name}: no Mul by the reciprocal root in front of it.")
+    assert normed is not None
+    roots = [t for t in normed.inputs if (n := producer(behind(t))) is not None and n.op in ("Div", "Reciprocal")]
+    need(len(roots) == 1, f"{name}: '{normed.name}' does not multiply by one reciprocal root.")
+    x = behind(next(t for t in normed.inputs if t is not roots[0]))
+    reciprocal = made_by(roots[0], name, "Div", "Reciprocal")
+    if reciprocal.op == "Div":
+        one = constant_value(reciprocal.inputs[0])
+        need(one is not None and float(one.reshape(-1)[0]) == 1.0, f"{name}: '{reciprocal.name}' is not 1 / root.")
+    shifted = made_by(made_by(reciprocal.inputs[-1], name, "Sqrt").inputs[0], name, "Add")
+    epsilons = [v for t in shifted.inputs if (v := constant_value(t)) is not None]
+    need(len(epsilons) == 1, f"{name}: '{shifted.name}' does not add one constant epsilon.")
+    mean = made_by(next(t for t in shifted.inputs if constant_value(t) is None), name, "ReduceMean")
+    axes = mean.attrs["axes"] if "axes" in mean.attrs else constant_value(mean.inputs[1])
+    need(list(np.asarray(axes).reshape(-1)) == [-1], f"{name}: '{mean.name}' averages over axes {axes}, expected -1.")
+    square = made_by(mean.inputs[0], name, "Pow")
+    exponent = constant_value(square.inputs[1])
+    need(exponent is not None and float(exponent.reshape(-1)[0]) == 2.0, f"{name}: '{square.name}' is not a square.")
+    need(behind(square.inputs[0]) is x, f"{name}: the mean square is of another tensor than is normed.")
+    return Norm(gamma, offset, float(epsilons[0].reshape(-1)[0]), x, y)
+
+
+def made_by(tensor: gs.Tensor, where: str, *ops: str) -> gs.Node:
+    node = producer(behind(tensor))
+    need(node is not None and node.op in ops, f"{where}: expected {' or '.join(ops)}, found {node.op if node else 'an input'}.")
+    assert node is not None
+    return node
+
+
+def leaves_of(tensor: gs.Tensor, stops: list[gs.Tensor]) -> dict[str, gs.Tensor]:
+    """What a tensor is computed from: constants, inputs and `stops`; shape arithmetic does not count."""
+    ends = {id(one) for stop in stops for one in repeats(stop)}
+    found: dict[str, gs.Tensor] = {}
+    seen: set[int] = set()
+    todo = [tensor]
+    while todo:
+        one = todo.pop()
+        node = producer(one)
+        if id(one) in ends or node is None:
+            found[behind(one).name] = one
+        elif id(node) not in seen:
+            seen.add(id(node))
+            if node.op not in ("Shape", "ConstantOfShape", "Range"):
+                todo += list(node.inputs)
+    return found

@@ -1,0 +1,95 @@
+"""The folder is the registry: a name in a recipe is a module, and the module holds one class."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import json
+import pkgutil
+from types import ModuleType
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BeforeValidator, PlainSerializer, SerializeAsAny, ValidationError
+
+from lowbit import passes
+from lowbit.passes import methods
+from lowbit.passes.base import Options, Pass
+from lowbit.passes.quant.method import Method
+
+T = TypeVar("T", bound=Options)
+
+
+def names_in(package: ModuleType) -> list[str]:
+    """Names of the public modules of a package, sorted; packages within it are no words of a recipe."""
+    found = pkgutil.iter_modules(package.__path__)
+    return sorted(m.name for m in found if not m.ispkg and not m.name.startswith("_") and m.name not in ("base", "registry"))
+
+
+def did_you_mean(word: str, known: list[str]) -> str:
+    """A closing sentence for an unknown word: the nearest known one, or all of them."""
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"Did you mean '{near[0]}'?" if near else f"Known: {', '.join(known)}."
+
+
+def find_pass(name: str) -> type[Pass]:
+    """The pass of module `passes/<name>.py`, or of a plug-in module given by its dotted name.
+
+    Raises:
+        KeyError: with a sentence, when there is no such module or it holds no pass.
+    """
+    return _find(name, passes, Pass, "pass")
+
+
+def find_method(name: str) -> type[Method]:
+    """The method of module `passes/methods/<name>.py`, or of a dotted plug-in module; see `find_pass`."""
+    return _find(name, methods, Method, "method")
+
+
+def _find(name: str, package: ModuleType, kind: type[T], word: str) -> type[T]:
+    known = names_in(package)
+    dotted = name if "." in name else f"{package.__name__}.{name}"
+    if "." not in name and name not in known:
+        raise KeyError(f"there is no {word} '{name}'. {did_you_mean(name, known)}")
+    if not all(part.isidentifier() for part in dotted.split(".")):
+        raise KeyError(
+            f"'{name}' is no name of a {word}: letters, digits, underscores, with dots between for a module of your own."
+        )
+    try:
+        module = importlib.import_module(dotted)
+    except ModuleNotFoundError as error:
+        raise KeyError(f"there is no {word} module '{dotted}': {error.msg}") from error
+    own = [c for c in vars(module).values() if isinstance(c, type) and issubclass(c, kind) and c.__module__ == module.__name__]
+    if len(own) != 1:
+        raise KeyError(f"module '{dotted}' must define one {word}, it defines {len(own)}")
+    return own[0]
+
+
+def _parse(value: Any) -> Any:
+    if isinstance(value, Method):
+        return value
+    name: Any = value
+    options: Any = {}
+    if isinstance(value, dict) and len(value) == 1:
+        ((name, options),) = value.items()
+    if not isinstance(name, str):
+        raise ValueError("a method is a name such as rtn, or one name with its options: {hqq: {iterations: 30}}")
+    try:
+        method = find_method(name)
+    except KeyError as error:
+        raise ValueError(error.args[0]) from None
+    try:
+        return method.model_validate_json(json.dumps(options or {}))
+    except ValidationError as error:
+        first = error.errors()[0]
+        fields = ", ".join(method.model_fields) or "none"
+        raise ValueError(f"{name}: {'.'.join(map(str, first['loc']))}: {first['msg']}. Options: {fields}.") from None
+
+
+def _name(method: Method) -> Any:
+    module = type(method).__module__
+    name = module.rpartition(".")[2] if module.startswith("lowbit.passes.methods.") else module
+    options = method.model_dump(exclude_defaults=True)
+    return {name: options} if options else name
+
+
+MethodChoice = Annotated[SerializeAsAny[Method], BeforeValidator(_parse), PlainSerializer(_name)]

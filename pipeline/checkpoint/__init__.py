@@ -1,0 +1,1 @@
+"""A model's name or folder in; lazy weights, configuration, tokenizer and chat template out. No weight is loaded."""

@@ -1,0 +1,94 @@
+"""A chat template is a program of the checkpoint's author: it is tried once, in a process that has little time and memory.
+
+Run as `python -m pipeline.template_check`, with the template, conversations and special tokens as JSON on its input.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+from typing import Any
+
+import psutil
+
+from lowbit.pipeline.checkpoint.huggingface import Checkpoint
+from lowbit.pipeline.checkpoint.tokenizer import special_texts
+from lowbit.pipeline.errors import CheckpointError
+
+SECONDS, BYTES = 3, 256 << 20
+"""Of processor time and of memory, beyond what it takes to import transformers."""
+
+Conversation = list[dict[str, str]]
+
+CONVERSATIONS: tuple[Conversation, ...] = (
+    [{"role": "user", "content": "  What is 2 + 2? "}],
+    [{"role": "system", "content": "Be short."}, {"role": "user", "content": "Hi"}],
+    [
+        {"role": "user", "content": "你好"},
+        {"role": "assistant", "content": "<think>\nA greeting.\n</think>\n\nHello!"},
+        {"role": "user", "content": "Bye"},
+    ],
+)
+"""A question, a system prompt, and an answer with its reasoning, of which templates keep more or less."""
+
+
+def check_template(checkpoint: Checkpoint) -> None:
+    """Render some conversations.
+
+    Raises:
+        CheckpointError: the template reaches out of its sandbox, is no template, or takes too long or too much.
+    """
+    if not (template := chat_template(checkpoint)):
+        return
+    asked = json.dumps({"template": template, "tokens": special_texts(checkpoint)})
+    command = [sys.executable, "-m", "lowbit.pipeline.checkpoint.chat_template"]
+    try:
+        done = subprocess.run(command, input=asked, capture_output=True, text=True, errors="replace", timeout=60, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise CheckpointError(f"{checkpoint.folder}: its chat template does not come to an end.") from error
+    if done.returncode == 0:
+        return
+    if done.returncode < 0:
+        why = f"takes more than {SECONDS} s"
+    else:
+        why = "cannot be rendered: " + (done.stderr.strip().splitlines() or ["no word"])[-1][:300]
+    raise CheckpointError(f"{checkpoint.folder}: its chat template {why}. Mend it in tokenizer_config.json, or take it out.")
+
+
+def _main() -> None:
+    asked: dict[str, Any] = json.load(sys.stdin)
+    from jinja2.exceptions import SecurityError, TemplateError, TemplateSyntaxError
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    _limit(resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime) + SECONDS)
+    _limit(resource.RLIMIT_AS, psutil.Process().memory_info().vms + BYTES)
+    for conversation in CONVERSATIONS:
+        try:
+            render_jinja_template(
+                conversations=[conversation], chat_template=asked["template"], add_generation_prompt=True, **asked["tokens"]
+            )
+        except (SecurityError, TemplateSyntaxError):
+            raise
+        except TemplateError:  # the template refuses this conversation, as it may
+            continue
+
+
+def _limit(what: int, most: int) -> None:
+    _, hard = resource.getrlimit(what)
+    resource.setrlimit(what, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+
+
+def chat_template(checkpoint: Checkpoint) -> str:
+    """The checkpoint's chat template, from tokenizer_config.json or the file of its own; "" without one."""
+    template = checkpoint.read_json("tokenizer_config.json").get("chat_template") or ""
+    if isinstance(template, list):  # several named ones; engines know one
+        template = next((one["template"] for one in template if one.get("name") == "default"), "")
+    file = checkpoint.folder / "chat_template.jinja"
+    return str(template) if template or not file.exists() else file.read_text("utf-8")
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,137 @@
+"""An ONNX file of one's own in place of a checkpoint: no export, no torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnx import TensorProto
+
+from lowbit.passes.quant.weights import ArrayWeight, Weight
+from lowbit.pipeline.checkpoint.huggingface import Checkpoint, CheckpointWeight
+from lowbit.pipeline.errors import CheckpointError
+
+OPSET = 18
+"""The oldest operator set that three-bit layers can be written in; older graphs are lifted to it."""
+SMALL_BYTES = 1024
+"""Constants of fewer bytes stay where they are, in the graph."""
+
+
+class InlineWeight(ArrayWeight):
+    """A weight that an ONNX file holds inside itself; those files have 2 GB at most."""
+
+    def __init__(self, array: np.ndarray, file: Path) -> None:
+        super().__init__(array)
+        self.file = file
+
+
+KEYS = {"location", "offset", "length", "checksum", "basepath"}
+"""What ONNX says of external data."""
+LARGEST = 1 << 40
+"""Elements of a tensor."""
+
+
+@dataclass(frozen=True)
+class OnnxModel(Checkpoint):
+    """An ONNX file, its external weights left where they are.
+
+    Attributes:
+        folder: where the file lies, and perhaps a tokenizer beside it.
+        file: the graph.
+    """
+
+    file: Path = Path()
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        return {"model_type": "onnx"}
+
+    @cached_property
+    def weights(self) -> dict[str, Any]:
+        constants = self.graph().tensors().values()
+        return {t.name: t._values for t in constants if isinstance(t, gs.Constant) and isinstance(t._values, Weight)}
+
+    def graph(self) -> gs.Graph:
+        """The graph with lazy weights, freshly read.
+
+        Raises:
+            CheckpointError: it is no ONNX file, lacks its data, or cannot be lifted to opset 18.
+        """
+        model = self._load()
+        tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+        graph = gs.import_onnx(model)
+        graph.name = "model"
+        for tensor in graph.tensors().values():
+            if isinstance(tensor, gs.Constant) and tensor.name in tensors:
+                weight = self._weight(tensors[tensor.name])
+                if weight is not None:
+                    tensor.values = weight
+        return graph
+
+    def _load(self) -> onnx.ModelProto:
+        try:
+            model = onnx.load(str(self.file), load_external_data=False)
+            onnx.checker.check_model(str(self.file))
+        except Exception as error:  # protobuf's and the checker's have no common ancestor
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise CheckpointError(f"{self.file}: not a valid ONNX model: {reason[0][:300]}") from error
+        for tensor in model.graph.initializer:
+            if any(size < 0 for size in tensor.dims) or math.prod(tensor.dims) > LARGEST:
+                raise CheckpointError(f"{self.file}: not a valid ONNX model: '{tensor.name}' has {list(tensor.dims)} elements.")
+        version = next((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), OPSET)
+        if version >= OPSET:
+            return model
+        try:
+            return onnx.version_converter.convert_version(model, OPSET)
+        except Exception as error:  # of any kind, by operator
+            raise CheckpointError(
+                f"{self.file}: has opset {version}, and onnx cannot lift it to {OPSET} ({str(error)[:200]}). Export it anew "
+                f"with opset {OPSET}."
+            ) from error
+
+    def _weight(self, tensor: TensorProto) -> Weight | None:
+        if tensor.data_location != TensorProto.EXTERNAL:
+            if tensor.ByteSize() < SMALL_BYTES:
+                return None
+            return InlineWeight(onnx.numpy_helper.to_array(tensor), self.file)
+        place = {entry.key: entry.value for entry in tensor.external_data}
+        if odd := sorted(set(place) - KEYS):
+            raise self._wrong(tensor.name, f"have the attribute {odd[0]!r}, which ONNX does not know")
+        file = self._data_file(tensor.name, place.get("location", ""))
+        weight = CheckpointWeight(
+            tensor.name, file, self._number(tensor.name, place, "offset", 0), tuple(tensor.dims), tensor.data_type
+        )
+        if self._number(tensor.name, place, "length", weight.nbytes) != weight.nbytes:
+            raise self._wrong(tensor.name, f"are {place['length']} bytes, its shape {list(tensor.dims)} needs {weight.nbytes}")
+        if weight.offset + weight.nbytes > (size := file.stat().st_size):
+            raise self._wrong(tensor.name, f"end at byte {weight.offset + weight.nbytes}, {file.name} has {size}")
+        return weight
+
+    def _data_file(self, name: str, location: str) -> Path:
+        """The file of external data, if it is a plain one beneath the model's folder: no link of either kind, no way out."""
+        file = self.folder / location
+        if not file.is_file() or file.resolve() != file or not file.is_relative_to(self.folder) or file.stat().st_nlink > 1:
+            raise self._wrong(name, f"lie in {location!r}, which is no plain file beneath {self.folder}")
+        return file
+
+    def _number(self, name: str, place: dict[str, str], key: str, default: int) -> int:
+        text = place.get(key, str(default))
+        if not (text.isascii() and text.isdecimal()):
+            raise self._wrong(name, f"have the {key} {text!r}, which is no number")
+        return int(text)
+
+    def _wrong(self, name: str, what: str) -> CheckpointError:
+        return CheckpointError(f"{self.file}: the external data of '{name}' {what}. The file is damaged, or not to be trusted.")
+
+
+def open_onnx(file: Path, source: str) -> OnnxModel:
+    """An ONNX file that exists."""
+    if not file.is_file():
+        raise CheckpointError(f"{file}: no such ONNX file.")
+    return OnnxModel(file.resolve().parent, source, None, file.resolve())

@@ -1,0 +1,1 @@
+"""onnxruntime-genai: the graph in onnxruntime's own operators, with tokenizer and configuration."""

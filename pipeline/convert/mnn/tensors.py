@@ -1,0 +1,125 @@
+"""A quantized graph of any kind -> model.mnn with the inputs and outputs of the ONNX file, compared and proven."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnx import TensorProto
+
+from lowbit.passes.base import PassError
+from lowbit.passes.lowering.lower_matmul import LowerMatmul
+from lowbit.passes.quant.weights import weight_of
+from lowbit.pipeline.convert.base import Proof, Target
+from lowbit.pipeline.convert.engine_process import run_module
+from lowbit.pipeline.convert.mnn.proof import prove_plain
+from lowbit.pipeline.convert.mnn.tensors_graph import write_plain
+from lowbit.pipeline.errors import ConvertError
+from lowbit.pipeline.onnx_io.reader import read_layers
+from lowbit.pipeline.runtime.partition import Feeds
+from lowbit.pipeline.runtime.session import open_model
+from lowbit.pipeline.validate.outputs import output_figures, outputs_of
+
+MODEL = "model.mnn"
+TOLERANCE = 1e-4
+"""Largest relative difference of an output in float arithmetic."""
+
+
+class Mnn(Target):
+    """`target: mnn`: tensors in, tensors out, as in the ONNX file, by MNN's engine alone."""
+
+    folder = "mnn"
+    sources = ("lowbit.pipeline.convert.mnn.tensors_worker",)
+    packages = ("MNN",)
+    exact = "memory_high"
+    decoders = False
+
+    graph: gs.Graph
+    notes: tuple[str, ...]
+
+    def rehearse(self, graph: gs.Graph) -> None:
+        lookup = next((node for node in graph.nodes if node.op == "GatherBlockQuantized"), None)
+        if lookup is not None:
+            raise PassError(
+                f"'{lookup.name}' is quantized by quantize_embedding, which target: mnn has no operator for. Leave that pass "
+                "out; MNN's LLM runtime (target: mnn-llm) reads quantized embeddings."
+            )
+        LowerMatmul().apply(graph)
+
+    def lower(self, graph: gs.Graph, model_file: Path, samples: list[Feeds]) -> None:
+        """Nothing is rewritten but the quantized MatMuls, which onnxruntime has no placeholder for: `compare` compares."""
+        self.graph = graph
+        self.notes = LowerMatmul().apply(graph).notes
+
+    def write(self, model_file: Path, folder: Path, scratch: Path, progress: Callable[[float], None]) -> tuple[str, ...]:
+        stored = read_layers(model_file)
+        layers = [stored[node.name] for node in self.graph.nodes if node.op == "Linear"]
+        placed = write_plain(_whole(self.graph), layers, self.options, folder / MODEL, scratch)
+        with (folder / f"{MODEL}.weight").open("ab") as stream:
+            for done, layer in enumerate(placed):
+                layer.write(stream)
+                progress((done + 1) / len(placed))
+        return self.notes
+
+    @staticmethod
+    def prove(model_file: Path, folder: Path, scratch: Path) -> Proof:
+        return prove_plain(model_file, folder / MODEL, scratch)
+
+    def compare(self, model_file: Path, folder: Path, samples: list[Feeds], scratch: Path) -> dict[str, Any]:
+        expected = outputs_of(open_model(model_file, accuracy_level=0), samples)
+        figures: dict[str, Any] = {"samples": len(samples)}
+        for memory in ("high", "low"):
+            found = _run(folder / MODEL, memory, samples, list(expected), scratch)
+            outputs = {name: output_figures(found[name], expected[name]) for name in expected}
+            worst = max(one["relative_error"] for one in outputs.values())
+            figures[f"memory_{memory}"] = {"relative_error": worst, "outputs": outputs}
+        worst = figures["memory_high"]["relative_error"]
+        if not worst <= TOLERANCE:
+            raise ConvertError(
+                f"MNN and onnxruntime disagree on the same codes: outputs differ ({worst:.2e}, at most {TOLERANCE:.0e} is "
+                "rounding). The result is not to be trusted."
+            )
+        return figures
+
+
+def _whole(graph: gs.Graph) -> onnx.ModelProto:
+    """The lowered graph as a model with every float weight inside, those in half precision widened."""
+    bare = graph.copy()
+    bare.functions.clear()
+    model = gs.export_onnx(bare)
+    tensors = graph.tensors()
+    for proto in model.graph.initializer:
+        if proto.data_location == TensorProto.EXTERNAL:
+            values = weight_of(tensors[proto.name]).load()
+            wide = values.astype(np.float32) if _only_widened(tensors[proto.name]) else values
+            proto.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(wide), proto.name))
+    return model
+
+
+def _only_widened(constant: gs.Constant) -> bool:
+    """Whether a half-precision constant, or the rows looked up in it, goes into casts alone."""
+    if constant._values.onnx_dtype not in (TensorProto.BFLOAT16, TensorProto.FLOAT16):
+        return False
+    users = [user for node in constant.outputs for user in (node.outputs[0].outputs if node.op == "Gather" else [node])]
+    return all(user.op == "Cast" for user in users)
+
+
+def _run(model: Path, memory: str, samples: list[Feeds], outputs: list[str], scratch: Path) -> dict[str, list[np.ndarray]]:
+    """What MNN makes of each sample, by output.
+
+    Raises:
+        ConvertError: it crashed, or refused the model.
+    """
+    inputs, request, result = scratch / "samples.npz", scratch / "request.json", scratch / "result.npz"
+    arrays = {f"{i}.{name}": value for i, sample in enumerate(samples) for name, value in sample.items()}
+    np.savez(inputs, allow_pickle=False, **arrays)
+    asked = {"model": str(model), "memory": memory, "samples": str(inputs), "count": len(samples)}
+    request.write_text(json.dumps(asked | {"inputs": list(samples[0]), "outputs": outputs}), "utf-8")
+    run_module("MNN", "lowbit.pipeline.convert.mnn.tensors_worker", model, request, result)
+    with np.load(result) as found:
+        return {name: [found[f"{i}.{name}"] for i in range(len(samples))] for name in outputs}

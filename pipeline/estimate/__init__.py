@@ -1,0 +1,1 @@
+"""A recipe and a checkpoint's headers in; sizes, disk, memory and time out. No weight is read."""

@@ -1,0 +1,1 @@
+"""A checkpoint in, a float ONNX graph out, its weights still in the checkpoint's files."""

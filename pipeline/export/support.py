@@ -1,0 +1,103 @@
+"""What can be exported, and the refusal of everything else before anything heavy is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lowbit.passes.graph.names import LAYER
+from lowbit.pipeline.checkpoint.config import translated
+from lowbit.pipeline.checkpoint.huggingface import Checkpoint
+from lowbit.pipeline.checkpoint.onnx_model import OnnxModel
+from lowbit.pipeline.errors import ExportError
+from lowbit.pipeline.recipe.sections import Export
+
+DECODERS = (
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "granite",
+    "llama",
+    "mistral",
+    "olmo2",
+    "phi3",
+    "qwen2",
+    "qwen3",
+    "qwen3_moe",
+    "smollm3",
+)
+ENCODERS, VISION = ("bert", "distilbert", "roberta", "xlm-roberta"), ("vit",)
+SUPPORTED = dict.fromkeys(DECODERS, "decoder") | dict.fromkeys(ENCODERS, "encoder") | dict.fromkeys(VISION, "vision encoder")
+"""`model_type` of config.json -> kind. Others may export, but nobody has proven their numbers."""
+TASKS = {
+    "decoder": ("text-generation-with-past",), "encoder": ("feature-extraction", "text-classification"),
+    "vision encoder": ("feature-extraction", "image-classification"),
+}  # fmt: skip
+"""What each kind can do."""
+
+ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+"""Those whose frequencies are the same for every length."""
+
+DIMENSIONS = {
+    "hidden_size": 1 << 17, "intermediate_size": 1 << 20, "num_hidden_layers": 1 << 12, "num_attention_heads": 1 << 12,
+    "num_key_value_heads": 1 << 12, "vocab_size": 1 << 24, "max_position_embeddings": 1 << 26,
+}  # fmt: skip
+"""The largest that anybody has made, and some times more."""
+
+
+def check_config(checkpoint: Checkpoint, options: Export) -> None:
+    """Refuse what cannot be exported before anything heavy is loaded.
+
+    Raises:
+        ExportError: unsupported `model_type`, a task that does not fit it, or RoPE settings that transformers 4 lacks.
+    """
+    config = checkpoint.config
+    where = checkpoint.folder / "config.json"
+    kind = config.get("model_type")
+    if kind not in SUPPORTED:
+        raise ExportError(f"{where}: model_type '{kind}' is not supported. Supported: {', '.join(sorted(SUPPORTED))}.")
+    fitting = TASKS[SUPPORTED[kind]]
+    if options.task not in fitting:
+        raise ExportError(f"{where}: '{kind}' is a {SUPPORTED[kind]}; set export: {{task: {' or '.join(fitting)}}}.")
+    _check_dimensions(config, where)
+    scaling = translated(config, where).get("rope_scaling") or {}
+    rope = scaling.get("rope_type", scaling.get("type", "default"))
+    if rope not in ROPE_TYPES:
+        raise ExportError(
+            f"{where}: RoPE of the type '{rope}' changes its frequencies with the length of the text, which a graph cannot. "
+            f"Supported: {', '.join(ROPE_TYPES)}."
+        )
+
+
+def _check_dimensions(config: dict[str, Any], where: Path) -> None:
+    """Refuse numbers that describe no model, before something of their size is made."""
+    for name, largest in DIMENSIONS.items():
+        value = config.get(name)
+        if value is not None and not (type(value) is int and 1 <= value <= largest):
+            raise ExportError(f"{where}: {name} is {value!r}; expected a number from 1 to {largest:,}.")
+
+
+def check_layers(checkpoint: Checkpoint) -> None:
+    """Refuse a configuration of more layers than there are weights for; they would all be traced first.
+
+    Raises:
+        ExportError, CheckpointError: the two files belong to different models, or the weights are damaged.
+    """
+    layers = {int(found.group(1)) for name in checkpoint.weights if (found := LAYER.search(name))}
+    described = checkpoint.config.get("num_hidden_layers")
+    if layers and described is not None and described > len(layers):
+        where = checkpoint.folder / "config.json"
+        raise ExportError(f"{where}: num_hidden_layers is {described}, the weights have {len(layers)} layers.")
+
+
+def is_decoder(checkpoint: Checkpoint, options: Export) -> bool:
+    """Whether the graph generates text, with its own cache."""
+    return options.task == "text-generation-with-past" and not isinstance(checkpoint, OnnxModel)
+
+
+def describe(checkpoint: Checkpoint) -> str:
+    """One line about the model, for people."""
+    if isinstance(checkpoint, OnnxModel):
+        return f"{checkpoint.file.name}, {len(checkpoint.weights)} weights"
+    config = checkpoint.config
+    return f"{config.get('model_type')}, {config.get('num_hidden_layers')} layers, hidden {config.get('hidden_size')}"

@@ -1,0 +1,62 @@
+"""`target:` how long a product takes at each width on a device, by a table that comes along or that `lowbit measure` made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import yaml
+from pydantic import Field, ValidationError
+
+from lowbit.passes.base import Options
+from lowbit.passes.registry import did_you_mean
+from lowbit.pipeline.errors import PipelineError
+
+
+class DeviceTimes(Options):
+    """One product of a weight with a vector, as decoding does it for every weight."""
+
+    device: str
+    """What it was measured on."""
+    engine: str
+    """By which engine, and its version."""
+    source: str
+    """By whom, and where to read more."""
+    shape: tuple[int, int]
+    """N and K of the weight."""
+    block_size: int
+    """Weights per scale."""
+    microseconds: Annotated[dict[int, float], Field(min_length=1)]
+    """By bits; 4 must be there."""
+
+    def relative(self, bits: tuple[int, ...]) -> dict[int, float]:
+        """Time at each width, 4 bits being 1.
+
+        Raises:
+            PipelineError: one was not measured.
+        """
+        if missing := [one for one in (*bits, 4) if one not in self.microseconds]:
+            known = ", ".join(map(str, sorted(self.microseconds)))
+            raise PipelineError(
+                f"{self.device}: nobody measured {missing[0]} bits there, only {known}. Leave {missing[0]} out of bits, or "
+                "measure them with `lowbit measure`."
+            )
+        return {one: self.microseconds[one] / self.microseconds[4] for one in bits}
+
+
+def device_times(name: str, folder: Path) -> DeviceTimes:
+    """The table called `name`: a file of `folder`/targets, or a path relative to `folder`.
+
+    Raises:
+        PipelineError: there is none, or it is no such table.
+    """
+    path = folder / name if name.endswith((".yaml", ".yml")) else folder / "targets" / f"{name}.yaml"
+    if not path.is_file():
+        known = sorted(one.stem for one in (folder / "targets").glob("*.yaml"))
+        raise PipelineError(
+            f"{path}: no such table of times. {did_you_mean(name, known) if known else 'Make one: lowbit measure.'}"
+        )
+    try:
+        return DeviceTimes.model_validate(yaml.safe_load(path.read_text("utf-8")), strict=False)
+    except (ValidationError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise PipelineError(f"{path}: no table of times: {error}") from error

@@ -1,0 +1,54 @@
+"""`sensitivity: kl`: the model's output with one weight replaced, all of it in memory in float."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from lowbit.passes.quant.format import BlockFormat
+from lowbit.passes.quant.method import Method
+from lowbit.pipeline.mixed_precision.sensitivity import Choice, Layer, Sensitivity
+from lowbit.pipeline.runtime.session import decoder_feeds, open_reference
+from lowbit.pipeline.store.digests import digest, versions
+from lowbit.pipeline.store.store import Store
+from lowbit.pipeline.validate.metrics import score_tokens
+
+
+class OutputDivergence(Sensitivity):
+    """KL divergence of a float decoder's output when one of its weights is replaced, nats per token.
+
+    Args:
+        graph: float; it is changed: the weights of `layers` become inputs, so that one session serves all.
+        windows: token ids int64 [windows, tokens] to compare on.
+        model: digest of the model and of the passes that were applied to it.
+    """
+
+    def __init__(
+        self, graph: gs.Graph, layers: list[Layer], method: Method, windows: np.ndarray, model: str, store: Store
+    ) -> None:
+        super().__init__(layers, method, digest(model, windows.tolist(), versions(("onnxruntime",))), store)
+        self.graph, self.windows = graph, windows
+
+    def run(self, choices: list[Choice]) -> Iterator[tuple[Layer, BlockFormat, float]]:
+        weights: dict[str, np.ndarray] = {}
+        for layer in self.layers:
+            n, k = layer.weight.shape
+            place = gs.Variable(f"{layer.name}.probe", np.float32, [k, n])
+            layer.node.inputs[1] = place
+            self.graph.inputs.append(place)
+            weights[place.name] = np.ascontiguousarray(layer.weight.load().astype(np.float32).T)
+        self.graph.cleanup().toposort()
+        session = open_reference(self.graph)
+        feeds = weights | decoder_feeds(session, self.windows)
+        expected = session.run(["logits"], feeds)[0]
+        for layer, form in choices:
+            rows = layer.weight.load()
+            changed = self.method.quantize(rows, form).dequantize(rows.shape[1]).astype(np.float32)
+            logits = session.run(["logits"], feeds | {f"{layer.name}.probe": np.ascontiguousarray(changed.T)})[0]
+            yield layer, form, self._divergence(expected, logits)
+
+    def _divergence(self, expected: np.ndarray, logits: np.ndarray) -> float:
+        flat = [np.ascontiguousarray(one[:, :-1]).reshape(-1, one.shape[-1]) for one in (expected, logits)]
+        return float(score_tokens(*flat, self.windows[:, 1:].reshape(-1))[:, 2].mean())

@@ -1,0 +1,70 @@
+"""A recipe, changed: for another folder, a sweep, or a point of a frontier."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lowbit.pipeline.recipe.load import load_recipe
+from lowbit.pipeline.recipe.recipe import Recipe, Step
+
+PATHS = {"model": ("source",), "validate": ("text", "inputs"), "calibrate": ("text", "prompts")}
+"""Options that may be paths relative to the recipe."""
+
+
+def portable(recipe: Recipe) -> dict[str, Any]:
+    """A recipe as plain values that mean the same wherever they are written: its paths are absolute."""
+    content: dict[str, Any] = yaml.safe_load(recipe.text)
+    if isinstance(source := content["model"], str) and source.startswith("."):
+        content["model"] = str((recipe.folder / source).resolve())
+    for section, names in PATHS.items():
+        value = content.get(section)
+        if not isinstance(value, dict):
+            continue
+        for name in names:
+            if isinstance(path := value.get(name), str) and (recipe.folder / path).exists():
+                value[name] = str((recipe.folder / path).resolve())
+    for entry in content["passes"]:
+        if isinstance(entry, dict) and isinstance(options := entry.get("allocate_bits"), dict) and "target" in options:
+            target = str(options["target"])
+            path = target if target.endswith((".yaml", ".yml")) else f"targets/{target}.yaml"
+            options["target"] = str((recipe.folder / path).resolve())
+    return content
+
+
+def variant(recipe: Recipe, file: Path, change: Callable[[dict[str, Any]], None]) -> Recipe:
+    """`recipe` with its values changed, written to `file` and read again as any recipe.
+
+    Raises:
+        RecipeError: the change makes no recipe.
+    """
+    content = portable(recipe)
+    change(content)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(yaml.safe_dump(content, sort_keys=False, width=120), "utf-8")
+    return load_recipe(file)
+
+
+def put_steps(content: dict[str, Any], place: int, steps: list[Step]) -> None:
+    """Write `steps` into a recipe's plain values, in place of the entry number `place`."""
+    entries = [{step.name: step.options.model_dump(mode="json", exclude_defaults=True)} for step in steps]
+    content["passes"][place : place + 1] = entries
+
+
+def with_steps(recipe: Recipe, place: int, steps: list[Step]) -> Recipe:
+    """`recipe` with `steps` in place of its entry number `place`, and a text that says so."""
+    content = portable(recipe)
+    put_steps(content, place, steps)
+    text = f"# what {recipe.file.name} chose; running this makes the same bytes\n"
+    text += yaml.safe_dump(content, sort_keys=False, width=120)
+    return replace(recipe, passes=(*recipe.passes[:place], *steps, *recipe.passes[place + 1 :]), text=text)
+
+
+def plain_steps(recipe: Recipe) -> list[Step]:
+    """The passes with codes by plain rounding; none where the recipe does nothing better."""
+    steps = [replace(step, options=plain) for step in recipe.passes if (plain := step.options.plain) is not None]
+    return [] if steps == list(recipe.passes) else steps

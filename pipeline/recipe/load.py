@@ -1,0 +1,179 @@
+"""YAML -> typed recipe. Every error names file:line:column and what would be right."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from lowbit.passes import methods
+from lowbit.passes.base import Options
+from lowbit.passes.registry import did_you_mean, find_method, find_pass, names_in
+from lowbit.pipeline.errors import Position, RecipeError
+from lowbit.pipeline.recipe.recipe import Recipe, Step
+from lowbit.pipeline.recipe.sections import ONNX_SUFFIX, ORDER, SECTIONS, Convert, Export
+from lowbit.pipeline.recipe.yaml_reader import Document, read
+
+
+def find_recipe(name: str, folder: Path = Path("recipes")) -> Path:
+    """The file of a recipe, given by its path or by its name in `folder`."""
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml") or path.exists():
+        if not path.is_file():
+            raise RecipeError(path, "no such recipe file.")
+        return path
+    path = folder / f"{name}.yaml"
+    if not path.is_file():
+        known = sorted(p.stem for p in folder.glob("*.yaml"))
+        raise RecipeError(path, f"no such recipe. {did_you_mean(name, known)}")
+    return path
+
+
+def load_recipe(file: Path) -> Recipe:
+    """Read and check a recipe.
+
+    Raises:
+        RecipeError: the first thing that is wrong, with its position.
+    """
+    document = read(file)
+    top = document.value
+    if not isinstance(top, dict):
+        raise RecipeError(Position(file, 1, 1), f"a recipe is a mapping with the sections {', '.join(ORDER)}.")
+    for key in top:
+        if key not in ORDER:
+            raise RecipeError(document.keys[(key,)], f"unknown section '{key}'. {did_you_mean(key, list(ORDER))}")
+    for key in ("model", "passes"):
+        if top.get(key) is None:
+            raise RecipeError(document.position((key,)), f"the section '{key}' is required.")
+    model = top["model"]
+    steps = _passes(document, top["passes"])
+    sections = {
+        name: _options(document, kind, {"source": model} if name == "model" and isinstance(model, str) else top[name], (name,))
+        for name, kind in SECTIONS.items()
+        if name in top and name != "convert"
+    }
+    recipe = Recipe(
+        name=file.stem, file=file, text=file.read_text("utf-8"), passes=steps, model=sections["model"],  # type: ignore[arg-type]
+        export=sections.get("export", Export()), calibrate=sections.get("calibrate"),  # type: ignore[arg-type]
+        validate=sections.get("validate"), convert=_hand_offs(document, top),  # type: ignore[arg-type]
+    )  # fmt: skip
+    _check_scale_dtypes(document, recipe)
+    _check_calibration(document, recipe)
+    if "export" in top and recipe.model.source.endswith(ONNX_SUFFIX):
+        raise RecipeError(
+            document.keys[("export",)], "the model is an ONNX file, so there is nothing to export. Leave this out."
+        )
+    return recipe
+
+
+def _passes(document: Document, items: Any) -> tuple[Step, ...]:
+    if not isinstance(items, list) or not items:
+        raise RecipeError(document.position(("passes",)), "passes must be a list of pass names, each with its options.")
+    return tuple(_step(document, item, ("passes", i)) for i, item in enumerate(items))
+
+
+def _hand_offs(document: Document, top: dict[str, Any]) -> tuple[Convert, ...]:
+    """The section `convert`: one hand-off, or a list of them, each to another target."""
+    if "convert" not in top:
+        return ()
+    if not isinstance(items := top["convert"], list):
+        return (_options(document, Convert, items, ("convert",)),)  # type: ignore[return-value]
+    found: dict[str, Convert] = {}
+    for i, item in enumerate(items):
+        one = _options(document, Convert, item, ("convert", i))
+        assert isinstance(one, Convert)
+        if one.target in found:
+            raise RecipeError(document.position(("convert", i)), f"convert names the target {one.target} twice.")
+        found[one.target] = one
+    if {"mnn", "mnn-llm"} <= set(found):
+        raise RecipeError(document.position(("convert",)), "mnn and mnn-llm both make the folder mnn; convert to one of them.")
+    return tuple(found.values())
+
+
+def _step(document: Document, item: Any, path: tuple[Any, ...]) -> Step:
+    here = document.position(path)
+    if isinstance(item, str):
+        name, inner = item, path
+        options: Any = {}
+    elif isinstance(item, dict) and len(item) == 1:
+        ((name, options),) = item.items()
+        inner = (*path, name)
+    else:
+        raise RecipeError(here, "an entry of passes is one name, or one name with its options: `- name: {option: value}`.")
+    try:
+        kind = find_pass(name)
+    except KeyError as error:
+        raise RecipeError(document.keys.get(inner, here), error.args[0]) from None
+    return Step(name, _options(document, kind, {} if options is None else options, inner), here)  # type: ignore[arg-type]
+
+
+def _options(document: Document, kind: type[Options], options: Any, path: tuple[Any, ...]) -> Options:
+    if not isinstance(options, dict):
+        name = next(part for part in reversed(path) if isinstance(part, str))
+        raise RecipeError(document.position(path), f"'{name}' takes options: {', '.join(kind.model_fields)}.")
+    try:
+        return kind.model_validate_json(json.dumps(options))
+    except ValidationError as errors:
+        error = errors.errors()[0]
+        place = (*path, *error["loc"])
+        if error["type"] == "extra_forbidden":
+            where = document.keys.get(place, document.position(place))
+        else:
+            where = document.position(place)
+        raise RecipeError(where, _sentence(error, kind)) from None
+
+
+def _sentence(error: Any, kind: type[Options]) -> str:
+    """What pydantic found, said for somebody who looks at YAML."""
+    name = ".".join(str(part) for part in error["loc"])
+    match error["type"]:
+        case "extra_forbidden":
+            return f"unknown option '{name}'. {_field_like(name, kind)}"
+        case "missing":
+            return f"the option '{name}' is required."
+        case "literal_error":
+            return f"{name} is {error['input']!r}; expected {error['ctx']['expected']}."
+        case "value_error":
+            return f"{name}: {error['ctx']['error']}" if name else f"{error['ctx']['error']}."
+    message = error["msg"].replace("Input should be", "expected").replace("a valid array", "a list")
+    return f"{name} is {error['input']!r}; {message[0].lower()}{message[1:]}."
+
+
+def _field_like(name: str, kind: type[Options]) -> str:
+    known = sorted(kind.model_fields, key=lambda field: field not in kind.__annotations__)  # its own first, then shared ones
+    near = difflib.get_close_matches(name.rpartition(".")[2].lower(), known, n=1, cutoff=0.5)
+    return f"Did you mean '{near[0]}'?" if near else f"Options: {', '.join(known) or 'none'}."
+
+
+def _check_scale_dtypes(document: Document, recipe: Recipe) -> None:
+    """Scales chosen for fp32 would lose digits in an fp16 file: a contradiction that is better found now."""
+    if all(not one.target.startswith("mnn") or one.scale_dtype == "fp32" for one in recipe.convert):
+        return
+    for step in recipe.passes:
+        if getattr(step.options, "scale_dtype", "fp16") == "fp32":
+            raise RecipeError(
+                document.position(("convert",)),
+                f"scale_dtype fp16 cannot hold the scales of {step.name} (line {step.position.line}), which asks for fp32. "
+                "Set scale_dtype: fp32 here, or fp16 there.",
+            )
+
+
+def _check_calibration(document: Document, recipe: Recipe) -> None:
+    """What looks at inputs needs text, and text needs something that looks at it."""
+    wanted = next((i for i, step in enumerate(recipe.passes) if step.options.calibrated), None)
+    if recipe.calibrate is None and wanted is not None:
+        raise RecipeError(
+            document.position(("passes", wanted)),
+            f"{recipe.passes[wanted].name} looks at the inputs of layers here; say which text makes them, in a section of its "
+            "own: calibrate: {text: library}.",
+        )
+    if recipe.calibrate is not None and wanted is None:
+        names = ", ".join(name for name in names_in(methods) if find_method(name).calibrated)
+        raise RecipeError(
+            document.position(("calibrate",)),
+            "no pass looks at inputs, so this text would not be read. Leave the section out, or choose a method that does: "
+            f"{names}.",
+        )

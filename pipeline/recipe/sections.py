@@ -1,0 +1,104 @@
+"""The sections of a recipe and their options."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from lowbit.passes.base import Options
+from lowbit.passes.quant.format import ScaleDtype
+
+Task = Literal["text-generation-with-past", "feature-extraction", "image-classification", "text-classification"]
+
+ONNX_SUFFIX = ".onnx"
+ORDER = ("model", "export", "calibrate", "passes", "validate", "convert")
+
+
+class Export(Options):
+    """How the checkpoint becomes ONNX."""
+
+    task: Task = "text-generation-with-past"
+    """optimum's name of what the model does: decoders generate text, encoders extract features or classify."""
+    opset: Literal[18, 20, 21] = 18
+    """ONNX operator set of the graph."""
+
+
+class Model(Options):
+    """The checkpoint to start from."""
+
+    source: Annotated[str, Field(min_length=1)]
+    """A folder or an ONNX file (relative to the recipe; begins with `.`, `/` or `~`), or a model id on the Hugging Face Hub."""
+    revision: str | None = None
+    """Commit on the Hub: pin it, or the model may change under the recipe."""
+
+    @property
+    def is_folder(self) -> bool:
+        return self.source.startswith((".", "/", "~"))
+
+
+class Calibrate(Options):
+    """The text that calibrated methods look at layers' inputs on; never the one that `validate` measures on."""
+
+    text: Annotated[str, Field(min_length=1)] = "library"
+    """`library`: docstrings of Python's standard library; `generated`: what the float model itself writes, the best choice
+    for models that reason; or a UTF-8 file, relative to the recipe."""
+    prompts: Annotated[str, Field(min_length=1)] | None = None
+    """For `generated`: a UTF-8 file of prompts with lines of `---` between them, relative to the recipe; by default 64 of
+    our own. After an empty prompt the model writes whatever it likes."""
+    windows: Annotated[int, Field(ge=1)] = 128
+    """How many windows of tokens."""
+    window: Annotated[int, Field(ge=16, le=32768)] = 256
+    """Tokens of a window, read from scratch."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """For the choice of text, and for sampling what is generated."""
+    asymmetric: bool = True
+    """Let each layer also make up for the errors of the layers before it (GPTAQ, arXiv:2504.02692), not for its own alone."""
+
+
+class Validate(Options):
+    """How far the result is from the float model, on text."""
+
+    text: str | None = None
+    """A UTF-8 text file, relative to the recipe; by default the topics of Python's own help."""
+    window: Annotated[int, Field(ge=2, le=32768)] = 512
+    """Tokens that are read at once, each window from scratch."""
+    windows: Annotated[int, Field(ge=1)] = 60
+    """How many windows, from the start of the text."""
+    inputs: str | None = None
+    """For models that read no text: an .npz file of one array for each input, relative to the recipe; by default noise, where
+    the shapes are known."""
+    max_kl_divergence: Annotated[float, Field(gt=0)] | None = None
+    """Gate: mean KL divergence from the float model, nats per token."""
+    max_perplexity_ratio: Annotated[float, Field(gt=0)] | None = None
+    """Gate: perplexity over that of the float model."""
+    max_relative_error: Annotated[float, Field(gt=0)] | None = None
+    """Gate, for models that are no decoders: the largest relative error of an output."""
+
+
+class Convert(Options):
+    """Hand-off to another engine: the same codes and scales, bit for bit. A list of these makes a folder for each."""
+
+    target: Literal["mnn-llm", "mnn", "onnxruntime-genai"] = "mnn-llm"
+    """`mnn-llm`: the folder `mnn`, which MNN's LLM runtime opens; `mnn`: the folder `mnn` with model.mnn, which has the inputs
+    and outputs of the ONNX file, for models that are no decoders; `onnxruntime-genai`: the folder `genai`, with attention and
+    norms in onnxruntime's own operators."""
+    scale_dtype: ScaleDtype = "fp16"
+    """Dtype of scales and offsets in an MNN file. fp16 is exact for weights quantized with scale_dtype: fp16."""
+    three_bit: Literal["packed", "folded"] = "packed"
+    """For onnxruntime-genai. `packed`: three bits on the disk, unpacked whenever the model is loaded; `folded`: unpacked to
+    nibbles now, four bits on the disk, loaded as fast as four bits."""
+
+    @model_validator(mode="after")
+    def _check_target(self) -> Self:
+        mnn = self.target.startswith("mnn")
+        if self.three_bit == "folded" and mnn:
+            raise ValueError(f"three_bit: folded is for target: onnxruntime-genai; {self.target} stores three bits as three")
+        if self.scale_dtype == "fp32" and not mnn:
+            raise ValueError(f"scale_dtype is of MNN's file; {self.target} stores scales as quantize_matmul made them")
+        return self
+
+
+SECTIONS: dict[str, type[Options]] = {
+    "model": Model, "export": Export, "calibrate": Calibrate, "validate": Validate, "convert": Convert,
+}  # fmt: skip

@@ -1,0 +1,118 @@
+"""YAML with positions, and without its surprises.
+
+Plain YAML keeps the last of two equal keys, reads `no` as false and `1e-3` as text. Here each of these is an
+error that says where, as are anchors (which can blow up a small file) and tags (which can run code).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lowbit.pipeline.errors import Position, RecipeError
+
+_NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d+)[eE][-+]?\d+")
+_PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str", "seq", "map")}
+MAX_BYTES = 1 << 20
+MAX_DEPTH = 20
+
+
+@dataclass
+class Document:
+    """A YAML file as plain values, and the position of every key and value by its path."""
+
+    file: Path
+    value: Any = None
+    values: dict[tuple[Any, ...], Position] = field(default_factory=dict)
+    keys: dict[tuple[Any, ...], Position] = field(default_factory=dict)
+
+    def position(self, path: tuple[Any, ...]) -> Position:
+        """Where `path` stands, or the nearest thing around it."""
+        while path not in self.values and path:
+            path = path[:-1]
+        return self.values.get(path, Position(self.file, 1, 1))
+
+
+def read(file: Path) -> Document:
+    """Parse a YAML file.
+
+    Raises:
+        RecipeError: file:line:column and what would be right.
+    """
+    document = Document(file)
+    try:
+        if file.stat().st_size > MAX_BYTES:
+            raise RecipeError(file, f"larger than {MAX_BYTES >> 20} MiB: not a recipe.")
+        text = file.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(file, f"cannot be read: {error}") from error
+    try:
+        loader = yaml.SafeLoader(text)
+        depth = 0
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_DEPTH:
+                raise RecipeError(_position(file, event.start_mark), "nested too deeply.")
+            if isinstance(event, yaml.AliasEvent):
+                raise RecipeError(_position(file, event.start_mark), "anchors and aliases are not supported.")
+        node = loader.get_single_node()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        raise RecipeError(_position(file, mark) if mark else file, f"not YAML: {error.problem}.") from error
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise RecipeError(file, f"not YAML: {error}") from error
+    document.value = _value(document, node, ()) if node is not None else None
+    return document
+
+
+def _position(file: Path, mark: Any) -> Position:
+    return Position(file, mark.line + 1, mark.column + 1)
+
+
+def _value(document: Document, node: yaml.Node, path: tuple[Any, ...]) -> Any:
+    here = _position(document.file, node.start_mark)
+    document.values[path] = here
+    if node.tag not in _PLAIN_TAGS:
+        kind = node.tag.rpartition(":")[2]
+        if kind == "timestamp":
+            return str(node.value)
+        raise RecipeError(here, f"the tag or type '{kind}' is not supported; write plain values.")
+    if isinstance(node, yaml.SequenceNode):
+        return [_value(document, item, (*path, i)) for i, item in enumerate(node.value)]
+    if isinstance(node, yaml.MappingNode):
+        return _mapping(document, node, path)
+    return _scalar(here, node)
+
+
+def _mapping(document: Document, node: yaml.MappingNode, path: tuple[Any, ...]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key_node, value_node in node.value:
+        here = _position(document.file, key_node.start_mark)
+        key = key_node.value
+        if not isinstance(key_node, yaml.ScalarNode) or key_node.tag != "tag:yaml.org,2002:str":
+            raise RecipeError(here, f"a key must be plain text, not {key_node.value!r}.")
+        if key in found:
+            first = document.keys[*path, key]
+            raise RecipeError(here, f"'{key}' is here twice; first in line {first.line}. Remove one.")
+        document.keys[*path, key] = here
+        found[key] = _value(document, value_node, (*path, key))
+    return found
+
+
+def _scalar(here: Position, node: yaml.ScalarNode) -> Any:
+    text, plain = str(node.value), node.style is None
+    kind = node.tag.rpartition(":")[2]
+    if kind == "bool" and text.lower() not in ("true", "false"):
+        raise RecipeError(here, f"'{text}' means {text.lower() in ('yes', 'on')} in YAML. Write true or false, or quote it.")
+    if kind == "str" and plain and _NUMBER.fullmatch(text):
+        mantissa, exponent = re.split("[eE]", text)
+        sign = exponent if exponent[0] in "+-" else f"+{exponent}"
+        right = f"{mantissa if '.' in mantissa else mantissa + '.0'}e{sign}"
+        raise RecipeError(here, f"'{text}' is text in YAML, not a number. Write {right}.")
+    if kind == "int" and plain and (":" in text or re.fullmatch(r"[-+]?0\d+", text)):
+        raise RecipeError(here, f"'{text}' is a number to base 60 or 8 in YAML. Quote it, or write it in base 10.")
+    return yaml.constructor.SafeConstructor().construct_object(node)

@@ -1,0 +1,1 @@
+"""What a run made in, what people read out: progress, summary, manifest, report.html and model card."""

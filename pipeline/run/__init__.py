@@ -1,0 +1,1 @@
+"""A recipe in, a proven folder out: the one loop, every step recalled or run."""

@@ -1,0 +1,69 @@
+"""`convert:` a finished ONNX model -> another engine's folder: lowered, written, proven, compared."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import onnx_graphsurgeon as gs
+
+from lowbit.pipeline.convert.base import Target
+from lowbit.pipeline.convert.registry import TARGETS
+from lowbit.pipeline.onnx_io.writer import MODEL
+from lowbit.pipeline.recipe.sections import Convert
+from lowbit.pipeline.report.progress import Record
+from lowbit.pipeline.run.context import RUNTIME_LIBRARIES, Run, recall
+from lowbit.pipeline.runtime.memory import too_large
+from lowbit.pipeline.runtime.partition import Feeds
+from lowbit.pipeline.store.digests import digest, sha256, source_digest, versions
+from lowbit.pipeline.validate.dataset import samples_digest
+
+
+def hand_off(run: Run, graph: gs.Graph, options: Convert, work: Path, samples: list[Feeds]) -> None:
+    """Make one engine's folder in `work` from `graph`, which is spoilt, and the ONNX model that was written from it.
+
+    Raises:
+        PassError, ConvertError: the engine cannot hold the model, or the result is not the same.
+    """
+    target = TARGETS[options.target](options, run.checkpoint)
+    source = TARGETS[options.target].__module__
+    model_file, folder, scratch = work / "onnx" / MODEL, work / target.folder, work / "scratch"
+    folder.mkdir()
+    scratch.mkdir()
+    before = run.steps.records[-1].key
+    with run.steps.step("lower", {"target": options.target}) as (record, _):
+        record.key = digest(before, source_digest(source))
+        error = target.lower(graph, model_file, samples)
+        if error is not None:
+            record.notes.append(f"logits within {error:.1e} of the quantized graph's")
+    with run.steps.step("convert", options.model_dump(mode="json")) as (record, report):
+        record.key = digest(run.steps.records[-1].key, record.options, versions(target.packages))
+        record.notes += target.write(model_file, folder, scratch, lambda done: report(done, ""))
+    with run.steps.step("prove", {}) as (record, _):
+        proven = target.prove(model_file, folder, scratch)
+        record.notes.append(f"{proven.weights_checked:,} codes of {proven.layers} layers are equal, with their scales")
+    with run.steps.step("compare runtimes", {}) as (record, _):
+        figures = _compare(run, record, target, model_file, folder, samples, scratch)
+    run.hand_offs[target.folder] = {
+        "target": options.target, "bit_exact": True, "weights_checked": proven.weights_checked,
+        "scale_dtype": options.scale_dtype, "lowering_relative_error": error,
+        "max_relative_error": figures.get(target.exact, {}).get("relative_error"),
+    }  # fmt: skip
+    run.quality[target.folder] = figures
+    shutil.rmtree(scratch)
+
+
+def _compare(
+    run: Run, record: Record, target: Target, model_file: Path, folder: Path, samples: list[Feeds], scratch: Path
+) -> dict[str, Any]:
+    """Figures of both engines, recalled where nothing that they depend on changed; or why they were not compared."""
+    reason = too_large(run.checkpoint) or target.missing()
+    if reason is not None:
+        record.notes.append(f"runtimes not compared: {reason}")
+        return {"skipped": reason}
+    record.key = digest(
+        run.steps.records[-2].key, run.model_digest(), sha256(run.graph_file), samples_digest(samples),
+        [source_digest(one) for one in target.sources], versions((*target.packages, *RUNTIME_LIBRARIES)), run.made(),
+    )  # fmt: skip
+    return recall(run, record, lambda: target.compare(model_file, folder, samples, scratch))

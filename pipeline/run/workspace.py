@@ -1,0 +1,53 @@
+"""The folder of a result: locked, filled aside, then published at once."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lowbit.pipeline.convert.registry import TARGETS
+from lowbit.pipeline.errors import PipelineError
+from lowbit.pipeline.report.manifest import MANIFEST
+
+
+@contextmanager
+def locked(target: Path) -> Iterator[None]:
+    """Hold the folder's lock, or say who does."""
+    with (target / ".lock").open("a+") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stream.seek(0)
+            raise PipelineError(
+                f"{target}: another run (process {stream.read().strip()}) is working here; wait for it, or stop it."
+            ) from None
+        stream.truncate(0)
+        stream.write(str(os.getpid()))
+        stream.flush()
+        yield
+
+
+@contextmanager
+def work_folder(target: Path) -> Iterator[Path]:
+    """A folder for results in the making; what an interrupted run left is removed first."""
+    for old in target.glob(".work-*"):
+        shutil.rmtree(old, ignore_errors=True)
+    work = Path(tempfile.mkdtemp(prefix=".work-", dir=target))
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def publish(work: Path, target: Path) -> None:
+    """Put finished results in place of the old ones; the manifest goes first and comes last."""
+    (target / MANIFEST).unlink(missing_ok=True)
+    for name in ("onnx", *(target.folder for target in TARGETS.values())):
+        shutil.rmtree(target / name, ignore_errors=True)
+    for item in sorted(work.iterdir(), key=lambda path: path.name == MANIFEST):
+        item.replace(target / item.name)

@@ -1,0 +1,1 @@
+"""Results by content: a key in, a verified folder of files and facts out."""

@@ -1,0 +1,95 @@
+"""A store that several machines share: what one has made, the others fetch."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from lowbit.pipeline.errors import PipelineError
+from lowbit.pipeline.store.store import Draft, Entry, Store
+
+RECORD = "entry.json"
+
+
+@dataclass(frozen=True)
+class SharedStore(Store):
+    """Entries are kept here and at `url`, whatever fsspec knows: `s3://bucket/path`, `ssh://host/path`, `file:///mnt/path`.
+
+    An entry is sent with its record last, so that nobody sees half of one, and verified when it is fetched as any other.
+    """
+
+    url: str
+
+    @property
+    def local(self) -> Store:
+        return Store(self.root)
+
+    def get(self, key: str) -> Entry | None:
+        """The entry of `key`, fetched if only others have it."""
+        if (entry := super().get(key)) is not None or not self._there(key):
+            return entry
+        work = Path(tempfile.mkdtemp(prefix=f".tmp-{os.getpid()}-", dir=self._root()))
+        target = self.root / key[:2] / key
+        try:
+            for name in self._fs.ls(self._place(key), detail=False):
+                self._fs.get_file(name, str(work / Path(name).name))
+            target.parent.mkdir(exist_ok=True)
+            work.rename(target)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+        if (entry := super().get(key)) is None:  # damaged there, or on the way: made anew, and sent again
+            self._fs.rm(self._place(key), recursive=True)
+        return entry
+
+    def has(self, key: str) -> bool:
+        return super().has(key) or self._there(key)
+
+    def remove(self, entry: Entry) -> None:
+        super().remove(entry)
+        if self._there(entry.folder.name):
+            self._fs.rm(self._place(entry.folder.name), recursive=True)
+
+    def finish(self, key: str, draft: Draft) -> Entry:
+        """Keep the entry here, and send it."""
+        entry = super().finish(key, draft)
+        if not self._there(key):
+            self._fs.makedirs(self._place(key), exist_ok=True)
+            for file in sorted(entry.folder.iterdir(), key=lambda path: path.name == RECORD):
+                self._fs.put_file(str(file), f"{self._place(key)}/{file.name}")
+        return entry
+
+    def _there(self, key: str) -> bool:
+        return bool(self._fs.exists(f"{self._place(key)}/{RECORD}"))
+
+    def _place(self, key: str) -> str:
+        return f"{self._at[1]}/{key[:2]}/{key}"
+
+    def _root(self) -> Path:
+        self.root.mkdir(parents=True, exist_ok=True)
+        return self.root
+
+    @property
+    def _fs(self) -> Any:
+        return self._at[0]
+
+    @cached_property
+    def _at(self) -> tuple[Any, str]:
+        try:
+            files, path = fsspec.core.url_to_fs(self.url)
+        except (ValueError, ImportError) as error:  # no such protocol, or its package is not installed
+            raise PipelineError(f"--store {self.url}: {error}") from error
+        return files, path.rstrip("/")
+
+
+def store_at(build: Path, place: str | None) -> Store:
+    """The store of a build folder: within it, in another folder, or shared at a URL."""
+    if place is None:
+        return Store(build / ".store")
+    return SharedStore(build / ".store", place) if "://" in place else Store(Path(place))

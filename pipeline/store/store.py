@@ -1,0 +1,164 @@
+"""Results by content: a key is the digest of everything that a result depends on.
+
+An entry is a folder `<key>/` with files and `entry.json` (facts about the result, SHA-256 of each file).
+It is written under a temporary name, synced and renamed, so a half-written one is never found; it is
+verified whenever it is recalled, so a damaged one is made anew.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from lowbit.pipeline.errors import PipelineError
+from lowbit.pipeline.store.digests import sha256
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A finished result: its folder and the facts that were noted with it."""
+
+    folder: Path
+    facts: dict[str, Any]
+    files: dict[str, str]
+
+    def file(self, name: str) -> Path:
+        return self.folder / name
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A result that is written but has no key yet."""
+
+    folder: Path
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Store:
+    """All results ever made under one root folder."""
+
+    root: Path
+
+    @property
+    def local(self) -> Store:
+        """The part of the store that this machine has for itself: for what others have no use for."""
+        return self
+
+    def get(self, key: str) -> Entry | None:
+        """The entry of `key` if it is whole; a damaged one is removed."""
+        folder = self.root / key[:2] / key
+        try:
+            record = json.loads((folder / "entry.json").read_text("utf-8"))
+            entry = Entry(folder, record["facts"], record["files"])
+            if record["key"] == key and all(sha256(folder / name) == want for name, want in entry.files.items()):
+                return entry
+        except FileNotFoundError:
+            if not folder.exists():
+                return None
+        except (ValueError, KeyError, TypeError, OSError):
+            pass
+        shutil.rmtree(folder, ignore_errors=True)
+        return None
+
+    def remove(self, entry: Entry) -> None:
+        """Remove an entry that nothing will ask for again."""
+        shutil.rmtree(entry.folder, ignore_errors=True)
+
+    def has(self, key: str) -> bool:
+        """Whether there is an entry of `key`, unverified: for plans."""
+        return (self.root / key[:2] / key / "entry.json").exists()
+
+    def sweep(self) -> None:
+        """Remove what killed runs left half-written; that of running ones stays."""
+        for folder in self.root.glob(".tmp-*"):
+            if not psutil.pid_exists(int(folder.name.split("-")[1])):
+                shutil.rmtree(folder, ignore_errors=True)
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A folder for what need not outlive the run."""
+        with writing(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
+            folder = Path(tempfile.mkdtemp(prefix=f".tmp-{os.getpid()}-", dir=self.root))
+            try:
+                yield folder
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def put(self, key: str, write: Callable[[Path], dict[str, Any]]) -> Entry:
+        """Make the entry of `key`: `write` fills a folder and returns the facts."""
+        return self.finish(key, self.begin(write))
+
+    def begin(self, write: Callable[[Path], dict[str, Any]]) -> Draft:
+        """The first half of `put`: the files are there, under a temporary name."""
+        with writing(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
+            work = Path(tempfile.mkdtemp(prefix=f".tmp-{os.getpid()}-", dir=self.root))
+            with _removed_on_failure(work):
+                return Draft(work, write(work))
+
+    def finish(self, key: str, draft: Draft) -> Entry:
+        """The second half of `put`: hashed, synced and renamed. Another thread may do it."""
+        work, target = draft.folder, self.root / key[:2] / key
+        with writing(self.root), _removed_on_failure(work):
+            files = {p.name: sha256(p) for p in sorted(work.iterdir())}
+            record = {"key": key, "facts": draft.facts, "files": files}
+            (work / "entry.json").write_text(json.dumps(record, indent=1, sort_keys=True), "utf-8")
+            for path in [*work.iterdir(), work]:
+                sync(path)
+            target.parent.mkdir(exist_ok=True)
+            if target.exists():  # made before, or by another run that was faster; equal by construction
+                shutil.rmtree(work)
+            else:
+                work.rename(target)
+                sync(target.parent)
+        return Entry(target, draft.facts, files)
+
+
+@contextmanager
+def _removed_on_failure(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+class writing:  # noqa: N801  (reads as a statement: `with writing(folder):`)
+    """Turns a full disk or a folder without permission into a sentence."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if not isinstance(error, OSError):
+            return
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise PipelineError(
+                f"{self.folder}: the disk is full. What was finished is kept; free some space and run again to go on."
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+            raise PipelineError(f"{error.filename or self.folder}: cannot write here ({error.strerror}).") from error
+
+
+def sync(path: Path) -> None:
+    """fsync a file or a folder."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
