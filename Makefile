@@ -38,8 +38,9 @@ check: $(READY)  ## make check recipe=NAME: prove a finished result again
 test: $(READY)  ## all tests, with coverage
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report term-missing:skip-covered
 
-lint: $(READY)  ## ruff and mypy --strict
+lint: $(READY)  ## ruff, mypy --strict, and the floors of the house
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+	@cd .venv/lint && ../bin/lint-imports --no-cache ../../pyproject.toml
 
 schema: $(READY)  ## write recipes/schema.json
 	@$(BIN)/python -m lowbit schema > recipes/schema.json

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from lowbit.passes.base import Pass
+from lowbit.passes.base import Pass, Phase
 from lowbit.passes.methods.rtn import Rtn
 from lowbit.passes.quant.format import ScaleDtype, ZeroPoint
 from lowbit.passes.registry import MethodChoice
@@ -36,5 +36,5 @@ class MatmulOptions(Pass):
         return self.model_copy(update={"method": Rtn(), "zero_point": "integer"})
 
     @property
-    def calibrated(self) -> bool:
-        return self.method.calibrated
+    def phases(self) -> frozenset[Phase]:
+        return frozenset({"calibration"} if self.method.calibrated else ())

@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 from pydantic import Field, model_validator
 
 from lowbit.passes._matmul_options import MatmulOptions
-from lowbit.passes.base import Outcome, PassError
+from lowbit.passes.base import Outcome, PassError, Phase
 from lowbit.passes.quant.format import BlockFormat
 
 UNITS = {"MB": 10**6, "GB": 10**9}
@@ -60,6 +60,10 @@ class AllocateBits(MatmulOptions):
         if self.zero_point == "float" and (self.symmetric or 8 in self.bits):
             raise ValueError("zero_point: float goes with bits of 2, 3 and 4, and without symmetric")
         return self
+
+    @property
+    def phases(self) -> frozenset[Phase]:
+        return super().phases | {"allocation"}
 
     @property
     def fit_bytes(self) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.logger import G_LOGGER
@@ -10,6 +11,14 @@ from pydantic import BaseModel, ConfigDict
 
 # graphsurgeon warns about every bfloat16 weight, which stays as it is here
 G_LOGGER.severity = G_LOGGER.ERROR
+
+
+Phase = Literal["allocation", "scaling", "calibration", "training"]
+"""What a run does for a pass beyond applying it. `allocation`: replaces it by passes with bits that a budget allows, before
+any is applied; `scaling`: searches scales of inputs; `calibration`: chooses codes for the inputs that layers see; `training`:
+trains codes and scales."""
+READING: frozenset[Phase] = frozenset({"scaling", "calibration", "training"})
+"""Phases that read the text of the section `calibrate`."""
 
 
 class PassError(Exception):
@@ -39,9 +48,9 @@ class Pass(Options):
         raise TypeError(f"{type(self).__name__} does not say how it rewrites a graph")
 
     @property
-    def calibrated(self) -> bool:
-        """Whether the pass needs layers' inputs: a recipe that uses it says in `calibrate:` where they come from."""
-        return False
+    def phases(self) -> frozenset[Phase]:
+        """What the pass leaves to a run that has data; empty if the graph is all that it needs."""
+        return frozenset()
 
     @property
     def plain(self) -> Pass | None:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import onnx_graphsurgeon as gs
 from pydantic import Field
 
-from lowbit.passes.base import Outcome, Pass, PassError
+from lowbit.passes.base import Outcome, Pass, PassError, Phase
 from lowbit.passes.graph.names import select
 from lowbit.passes.graph.quantized_ops import quantized_matmuls, replace_weight
 
@@ -43,8 +43,8 @@ class FinetuneBlocks(Pass):
     """Globs on layer names to leave as they are; stronger than `include`."""
 
     @property
-    def calibrated(self) -> bool:
-        return True
+    def phases(self) -> frozenset[Phase]:
+        return frozenset({"training"})
 
     @property
     def plain(self) -> None:

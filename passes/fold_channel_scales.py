@@ -8,7 +8,7 @@ from typing import Annotated
 import onnx_graphsurgeon as gs
 from pydantic import Field
 
-from lowbit.passes.base import Outcome, Pass, PassError
+from lowbit.passes.base import Outcome, Pass, PassError, Phase
 from lowbit.passes.graph.decoder import VIEWS, Norm, find_plain_norms
 from lowbit.passes.graph.match import behind, producer, readers
 from lowbit.passes.graph.quantized_ops import quantized_matmuls, quantized_weight, replace_weight
@@ -29,8 +29,8 @@ class FoldChannelScales(Pass):
     """How many exponents from 0 to 1 are tried; 0 leaves everything as it is."""
 
     @property
-    def calibrated(self) -> bool:
-        return True
+    def phases(self) -> frozenset[Phase]:
+        return frozenset({"scaling"})
 
     @property
     def plain(self) -> None:

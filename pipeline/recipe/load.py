@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from lowbit.passes import methods
-from lowbit.passes.base import Options
+from lowbit.passes.base import READING, Options
 from lowbit.passes.registry import did_you_mean, find_method, find_pass, names_in
 from lowbit.pipeline.errors import Position, RecipeError
 from lowbit.pipeline.recipe.recipe import Recipe, Step
@@ -163,7 +163,7 @@ def _check_scale_dtypes(document: Document, recipe: Recipe) -> None:
 
 def _check_calibration(document: Document, recipe: Recipe) -> None:
     """What looks at inputs needs text, and text needs something that looks at it."""
-    wanted = next((i for i, step in enumerate(recipe.passes) if step.options.calibrated), None)
+    wanted = next((i for i, step in enumerate(recipe.passes) if step.options.phases & READING), None)
     if recipe.calibrate is None and wanted is not None:
         raise RecipeError(
             document.position(("passes", wanted)),

@@ -33,7 +33,7 @@ from lowbit.pipeline.store.weight_keys import SourceDigests
 from tests.conftest import PYDOCS, Exported
 from tests.tiny import recipe_text
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 IDS = np.random.default_rng(0).integers(1, 300, (6, 16))
 QUIET = Console(quiet=True)
 

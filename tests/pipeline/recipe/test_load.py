@@ -14,7 +14,7 @@ from lowbit.pipeline.errors import RecipeError
 from lowbit.pipeline.recipe.json_schema import recipe_schema
 from lowbit.pipeline.recipe.load import find_recipe, load_recipe
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SHIPPED = sorted((ROOT / "recipes").glob("*.yaml"))
 
 RECIPE = """\

@@ -18,11 +18,11 @@ from lowbit.pipeline.convert.registry import TARGETS
 from lowbit.pipeline.errors import ConvertError
 from lowbit.pipeline.recipe.sections import Convert
 from tests.conftest import Exported
-from tests.pipeline import test_mnn_tokenizer
 from tests.pipeline.chat_templates import TEMPLATES
+from tests.pipeline.convert.mnn import test_tokenizer
 from tests.tiny import LLAMA3
 
-README = Path(__file__).parents[2] / "README.md"
+README = Path(__file__).parents[3] / "README.md"
 HEAD = "| | export, onnxruntime | onnxruntime-genai | MNN's LLM runtime | tokenizer | chat template |"
 TARGET_NAMES = ("onnxruntime-genai", "mnn-llm")
 
@@ -82,7 +82,7 @@ def refusal(exported: Exported, family: Family, target: str) -> str:
 def row_of(exported: Exported, name: str) -> str:
     """The line of the README's table."""
     family = FAMILIES[name]
-    assert family.tokenizer is None or family.tokenizer in test_mnn_tokenizer.FAMILIES
+    assert family.tokenizer is None or family.tokenizer in test_tokenizer.FAMILIES
     assert family.template is None or family.template in TEMPLATES
     reasons = [refusal(exported, family, target) for target in TARGET_NAMES]
     engines = [f"no: {reason.rstrip('.')}" if reason else "yes" for reason in reasons]

@@ -15,7 +15,7 @@ from lowbit.pipeline.convert.mnn.tensors import Mnn
 from lowbit.pipeline.errors import ConvertError, PipelineError
 from lowbit.pipeline.runtime.session import open_reference
 from tests.conftest import Exported
-from tests.pipeline.test_mnn_files import flip
+from tests.pipeline.convert.mnn.test_llm import flip
 
 TEXT = ["bert", "roberta", "xlm-roberta", "distilbert"]
 CASES: dict[str, tuple[tuple[str, ...], dict[str, Any], tuple[str, ...]]] = {

@@ -21,7 +21,7 @@ from lowbit.pipeline.convert.genai.llm import OnnxruntimeGenai
 from lowbit.pipeline.errors import ConvertError, PipelineError
 from lowbit.pipeline.recipe.load import load_recipe
 from lowbit.pipeline.run.runner import run_recipe
-from tests.pipeline.test_mnn_files import flip
+from tests.pipeline.convert.mnn.test_llm import flip
 from tests.tiny import recipe_text
 
 GENAI = "convert: {target: onnxruntime-genai}"

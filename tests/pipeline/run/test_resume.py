@@ -17,7 +17,7 @@ import pytest
 from lowbit.pipeline.commands.check import check_folder
 from tests.scale.checkpoint import write_checkpoint
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 KILLS = 10
 RECIPE = """\
 model: {model}

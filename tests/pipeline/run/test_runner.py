@@ -29,7 +29,7 @@ from lowbit.pipeline.runtime import memory
 from tests.conftest import PYDOCS
 from tests.tiny import recipe_text
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 QUIET = Console(quiet=True)
 FOUR = "quantize_matmul: {bits: 4, block_size: 32}"
 
