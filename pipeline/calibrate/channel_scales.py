@@ -19,7 +19,8 @@ from lowbit.pipeline.calibrate.activations import SideBySide
 from lowbit.pipeline.calibrate.subgraphs import Product, Stages
 from lowbit.pipeline.runtime.memory import return_memory
 from lowbit.pipeline.runtime.session import weight_folder
-from lowbit.pipeline.store.digests import digest, source_digest, versions
+from lowbit.pipeline.store.digests import digest, versions
+from lowbit.pipeline.store.source_digest import source_digest
 from lowbit.pipeline.store.store import Store
 from lowbit.pipeline.store.weight_keys import SourceDigests, how_quantized
 
@@ -98,9 +99,7 @@ def _search(model: SideBySide, one: Search, store: Store) -> None:
 def _searches(stages: Stages, windows: np.ndarray, sources: SourceDigests) -> list[Search]:
     """Every scale in the order in which its readers come; all are ones until the search is over."""
     set_to_one(stages.graph)
-    chain = digest(
-        "channel scales", windows.tolist(), source_digest("lowbit.pipeline.calibrate.channel_scales"), versions(LIBRARIES)
-    )
+    chain = digest("channel scales", windows.tolist(), source_digest(find_channel_scales), versions(LIBRARIES))
     found = []
     for number, stage in enumerate(stages.stages):
         reading: dict[int, list[Product]] = {}

@@ -13,7 +13,8 @@ from lowbit.pipeline.checkpoint.huggingface import Checkpoint
 from lowbit.pipeline.checkpoint.tokenizer import known_ids, load_tokenizer
 from lowbit.pipeline.errors import PipelineError
 from lowbit.pipeline.recipe.sections import Calibrate
-from lowbit.pipeline.store.digests import digest, source_digest, versions
+from lowbit.pipeline.store.digests import digest, versions
+from lowbit.pipeline.store.source_digest import source_digest
 from lowbit.pipeline.store.store import Store
 
 SHORTEST = 200
@@ -87,7 +88,7 @@ def _generated(options: Calibrate, folder: Path, checkpoint: Checkpoint, model_d
     prompts = [part.strip("\n") for part in read_text(path, "prompts").split("\n---\n")]
     key = digest(
         "generated", model_digest, prompts, [options.windows, options.window, options.seed],
-        source_digest("lowbit.pipeline.calibrate.generate"), versions(("torch", "transformers", "tokenizers")),
+        source_digest(_generated), versions(("torch", "transformers", "tokenizers")),
     )  # fmt: skip
     entry = store.get(key)
     if entry is None:

@@ -24,7 +24,8 @@ from lowbit.pipeline.onnx_io.reader import stored_as_entry
 from lowbit.pipeline.onnx_io.stream import write_chunks
 from lowbit.pipeline.runtime.memory import too_large
 from lowbit.pipeline.runtime.torch_decoder import TorchDecoder
-from lowbit.pipeline.store.digests import digest, source_digest, versions
+from lowbit.pipeline.store.digests import digest, versions
+from lowbit.pipeline.store.source_digest import source_digest
 from lowbit.pipeline.store.store import Entry, Store
 
 LIBRARIES = ("torch", "transformers")
@@ -81,7 +82,7 @@ class _Training:
                 self.layers.setdefault(int(found.group(1)), []).append(weight)
         self.chain = digest(
             "finetune", options.model_dump(mode="json"), windows.tolist(), sorted(e.folder.name for e in entries.values()),
-            source_digest("lowbit.pipeline.calibrate.finetune"), versions(LIBRARIES),
+            source_digest(finetune), versions(LIBRARIES),
         )  # fmt: skip
         self.begun = time.monotonic()
 

@@ -19,7 +19,8 @@ from lowbit.pipeline.calibrate.subgraphs import Stages
 from lowbit.pipeline.onnx_io.stream import write_entry
 from lowbit.pipeline.recipe.sections import Calibrate
 from lowbit.pipeline.runtime.session import weight_folder
-from lowbit.pipeline.store.digests import digest, source_digest, versions
+from lowbit.pipeline.store.digests import digest, versions
+from lowbit.pipeline.store.source_digest import source_digest
 from lowbit.pipeline.store.store import Entry, Store
 from lowbit.pipeline.store.weight_keys import SourceDigests, weight_key
 
@@ -113,9 +114,7 @@ def _keys(stages: Stages, options: Calibrate, windows: np.ndarray, sources: Sour
     """The key of every stage up to the last one with a calibrated method: known before anything is run."""
     looked_at = [i for i, stage in enumerate(stages.stages) if any(p.weight.method.calibrated for p in stage.products)]
     last = max(looked_at, default=-1)
-    chain = digest(
-        windows.tolist(), options.asymmetric, source_digest("lowbit.pipeline.calibrate.sequential"), versions(LIBRARIES)
-    )
+    chain = digest(windows.tolist(), options.asymmetric, source_digest(calibrate), versions(LIBRARIES))
     keys: list[Key] = []
     for number, stage in enumerate(stages.stages[: last + 1]):
         before = sorted(keys[-1].weights.values()) if keys else []

@@ -13,7 +13,8 @@ from lowbit.passes.quant.format import BlockFormat
 from lowbit.passes.quant.method import Method
 from lowbit.passes.quant.quantized_weight import QuantizedWeight
 from lowbit.passes.quant.weights import Weight
-from lowbit.pipeline.store.digests import digest, source_digest
+from lowbit.pipeline.store.digests import digest
+from lowbit.pipeline.store.source_digest import source_digest
 from lowbit.pipeline.store.store import Store
 from lowbit.pipeline.store.weight_keys import SourceDigests, how_quantized
 
@@ -74,7 +75,7 @@ class Sensitivity(ABC):
 
     def _key(self, layer: Layer, form: BlockFormat) -> str:
         weight = QuantizedWeight(layer.name, layer.weight, form, self.method)
-        return digest(type(self).__name__, self.model, layer.name, *how_quantized(weight), source_digest(type(self).__module__))
+        return digest(type(self).__name__, self.model, layer.name, *how_quantized(weight), source_digest(type(self)))
 
 
 class WeightError(Sensitivity):

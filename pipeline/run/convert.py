@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from lowbit.pipeline.report.progress import Record
 from lowbit.pipeline.run.context import RUNTIME_LIBRARIES, Run, recall
 from lowbit.pipeline.runtime.memory import too_large
 from lowbit.pipeline.runtime.partition import Feeds
-from lowbit.pipeline.store.digests import digest, sha256, source_digest, versions
+from lowbit.pipeline.store.digests import digest, sha256, versions
+from lowbit.pipeline.store.source_digest import source_digest
 from lowbit.pipeline.validate.dataset import samples_digest
 
 
@@ -27,7 +29,7 @@ def hand_off(run: Run, graph: gs.Graph, options: Convert, work: Path, samples: l
         PassError, ConvertError: the engine cannot hold the model, or the result is not the same.
     """
     target = TARGETS[options.target](options, run.checkpoint)
-    source = TARGETS[options.target].__module__
+    source = TARGETS[options.target]
     model_file, folder, scratch = work / "onnx" / MODEL, work / target.folder, work / "scratch"
     folder.mkdir()
     scratch.mkdir()
@@ -64,6 +66,7 @@ def _compare(
         return {"skipped": reason}
     record.key = digest(
         run.steps.records[-2].key, run.model_digest(), sha256(run.graph_file), samples_digest(samples),
-        [source_digest(one) for one in target.sources], versions((*target.packages, *RUNTIME_LIBRARIES)), run.made(),
+        source_digest(*map(importlib.import_module, target.sources)), versions((*target.packages, *RUNTIME_LIBRARIES)),
+        run.made(),
     )  # fmt: skip
     return recall(run, record, lambda: target.compare(model_file, folder, samples, scratch))

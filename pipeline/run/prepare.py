@@ -25,7 +25,8 @@ from lowbit.pipeline.report.units import megabytes
 from lowbit.pipeline.run.context import Run
 from lowbit.pipeline.runtime.isolate import isolated
 from lowbit.pipeline.runtime.partition import Feeds
-from lowbit.pipeline.store.digests import digest, source_digest, versions
+from lowbit.pipeline.store.digests import digest, versions
+from lowbit.pipeline.store.source_digest import source_digest
 from lowbit.pipeline.validate.dataset import decoder_samples, samples_for, token_windows
 
 EXPORT_LIBRARIES = ("torch", "transformers", "optimum", "optimum-onnx", "onnx")
@@ -38,8 +39,7 @@ def export_step(run: Run) -> Path:
     options = run.recipe.export
     with run.steps.step("export", options.model_dump(mode="json")) as (record, _):
         record.key = digest(
-            "export", run.checkpoint.config, record.options, source_digest("lowbit.pipeline.export.exporter"),
-            source_digest("lowbit.pipeline.export.torch_patches"), versions(EXPORT_LIBRARIES),
+            "export", run.checkpoint.config, record.options, source_digest(export_graph), versions(EXPORT_LIBRARIES),
         )  # fmt: skip
         entry = run.store.get(record.key)
         record.cached = entry is not None

@@ -18,7 +18,8 @@ from lowbit.pipeline.onnx_io.folder import write_files
 from lowbit.pipeline.onnx_io.stream import entry_of
 from lowbit.pipeline.recipe.recipe import Step
 from lowbit.pipeline.run.context import Run
-from lowbit.pipeline.store.digests import digest, source_digest
+from lowbit.pipeline.store.digests import digest
+from lowbit.pipeline.store.source_digest import source_digest
 
 
 def apply_step(run: Run, graph: gs.Graph, step: Step) -> None:
@@ -27,7 +28,7 @@ def apply_step(run: Run, graph: gs.Graph, step: Step) -> None:
         outcome = step.apply(graph)
         record.rewritten, record.skipped = list(outcome.rewritten), dict(outcome.skipped)
         record.notes = list(outcome.notes)
-        record.key = digest(run.steps.records[-1].key, step.name, record.options, source_digest(type(step.options).__module__))
+        record.key = digest(run.steps.records[-1].key, step.name, record.options, source_digest(type(step.options)))
 
 
 def calibration_text_step(run: Run) -> np.ndarray:
@@ -57,7 +58,7 @@ def calibrate_step(run: Run, graph: gs.Graph, text: np.ndarray) -> None:
     with run.steps.step("calibrate", options.model_dump(mode="json")) as (record, report):
         found = calibrate(graph, options, text, run.sources, run.store, report)
         run.entries = found.entries
-        record.key = digest(run.steps.records[-1].key, run.made(), source_digest("lowbit.pipeline.calibrate.sequential"))
+        record.key = digest(run.steps.records[-1].key, run.made(), source_digest(calibrate))
         record.cached = found.made == 0
         record.notes.append(f"{found.made} weights quantized, {len(found.entries) - found.made} recalled")
 
@@ -75,7 +76,7 @@ def finetune_step(run: Run, graph: gs.Graph, text: np.ndarray) -> None:
             run.entries[weight] = run.entries.get(weight) or entry_of(weight, run.sources, run.store)
         before = run.made()
         run.entries = finetune(graph, run.checkpoint, text, run.entries, run.store, report)
-        record.key = digest(run.steps.records[-1].key, run.made(), source_digest("lowbit.pipeline.calibrate.finetune"))
+        record.key = digest(run.steps.records[-1].key, run.made(), source_digest(finetune))
         record.notes.append(f"{sum(before[name] != key for name, key in run.made().items())} weights trained")
 
 
@@ -90,7 +91,7 @@ def write_onnx_step(run: Run, graph: gs.Graph, folder: Path) -> None:
 
         streamed = write_files(graph, folder, run.sources, run.store, progress, run.entries)
         run.entries = streamed.entries
-        record.key = digest(run.steps.records[-1].key, run.made(), source_digest("lowbit.pipeline.onnx_io.stream"))
+        record.key = digest(run.steps.records[-1].key, run.made(), source_digest(write_files))
         record.cached = streamed.recalled == len(run.entries)
         record.notes.append(f"{len(run.entries) - streamed.recalled} weights quantized, {streamed.recalled} recalled")
         for name in SIDE_FILES:

@@ -16,7 +16,8 @@ from lowbit.pipeline.report.progress import Record
 from lowbit.pipeline.run.context import RUNTIME_LIBRARIES, Run, recall
 from lowbit.pipeline.runtime.memory import too_large
 from lowbit.pipeline.runtime.partition import Feeds
-from lowbit.pipeline.store.digests import digest, source_digest, versions
+from lowbit.pipeline.store.digests import digest, versions
+from lowbit.pipeline.store.source_digest import source_digest
 from lowbit.pipeline.validate.greedy import continuations
 from lowbit.pipeline.validate.outputs import compare_outputs
 from lowbit.pipeline.validate.reference import write_reference
@@ -46,7 +47,7 @@ def validate_text(run: Run, graph_file: Path, folder: Path, samples: list[Feeds]
     with run.steps.step("reference", options.model_dump(mode="json")) as (record, report):
         record.key = digest(
             "reference", run.model_digest(), graph_file.parent.name, windows.tolist(),
-            source_digest("lowbit.pipeline.validate.text"), versions(RUNTIME_LIBRARIES),
+            source_digest(write_reference), versions(RUNTIME_LIBRARIES),
         )  # fmt: skip
         reference = run.store.get(record.key)
         record.cached = reference is not None
@@ -61,7 +62,7 @@ def validate_text(run: Run, graph_file: Path, folder: Path, samples: list[Feeds]
         _plain(run, graph_file, reference.file("hidden.npy"), windows, folder.with_name("plain"))
     with run.steps.step("validate", options.model_dump(mode="json")) as (record, report):
         made = [_recorded(run, name).key for name in ("reference", "write onnx")]
-        record.key = digest("validate", made, fits, source_digest("lowbit.pipeline.validate.greedy"))
+        record.key = digest("validate", made, fits, source_digest(compare, continuations))
 
         def compute() -> dict[str, Any]:
             hidden = reference.file("hidden.npy")
@@ -76,8 +77,8 @@ def _plain(run: Run, graph_file: Path, hidden: Path, windows: np.ndarray, folder
     """What the same bits and blocks are worth with codes by plain rounding."""
     steps = plain_steps(run.recipe)
     with run.steps.step("plain rtn", {}) as (record, report):
-        said = [(s.name, s.options.model_dump(mode="json"), source_digest(type(s.options).__module__)) for s in steps]
-        record.key = digest("plain rtn", _recorded(run, "reference").key, said, source_digest(__name__))
+        said = [(s.name, s.options.model_dump(mode="json"), source_digest(type(s.options))) for s in steps]
+        record.key = digest("plain rtn", _recorded(run, "reference").key, said, source_digest(compare, write_files))
 
         def compute() -> dict[str, Any]:
             graph = load_graph(graph_file, run.checkpoint)

@@ -1,15 +1,12 @@
-"""Digests of files, values, sources and library versions: what keys are made of."""
+"""Digests of files and values, and versions of libraries: what keys are made of, beside the source that runs."""
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import hashlib
 import importlib.metadata
-import importlib.util
 import json
 from collections.abc import Iterable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,32 +29,3 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found
-
-
-@cache
-def source_digest(module: str) -> str:
-    """Digest of the source of a module and of all modules of this project that it imports."""
-    seen: dict[str, str] = {}
-    _collect(module, seen)
-    return digest(seen)
-
-
-def _collect(module: str, seen: dict[str, str]) -> None:
-    try:
-        spec = importlib.util.find_spec(module)
-    except ModuleNotFoundError:  # `from package import name` where package is a module: name is not one
-        return
-    if module in seen or spec is None or spec.origin is None:
-        return
-    text = Path(spec.origin).read_text("utf-8")
-    seen[module] = hashlib.sha256(text.encode()).hexdigest()
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            found = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        elif isinstance(node, ast.Import):
-            found = [alias.name for alias in node.names]
-        else:
-            continue
-        for name in found:
-            if name.partition(".")[0] == "lowbit":
-                _collect(name, seen)

@@ -17,7 +17,8 @@ from lowbit.passes.quant.quantized_weight import QuantizedWeight
 from lowbit.passes.quant.scaled_weight import ScaledWeight
 from lowbit.passes.quant.weights import SlicedWeight, TransposedWeight, Weight
 from lowbit.pipeline.checkpoint.huggingface import Checkpoint, CheckpointWeight, stat_signature
-from lowbit.pipeline.store.digests import digest, source_digest, versions
+from lowbit.pipeline.store.digests import digest, versions
+from lowbit.pipeline.store.source_digest import source_digest
 from lowbit.pipeline.store.store import Store
 
 LIBRARIES = ("numba", "numpy")
@@ -36,7 +37,12 @@ class SourceDigests:
         if isinstance(weight, SlicedWeight):
             return digest("rows", self.of(weight.source), weight.start, weight.shape[0])
         if isinstance(weight, ScaledWeight):
-            return digest("scaled", self.of(weight.source), [None if one is None else one.tolist() for one in weight.scales])
+            return digest(
+                "scaled",
+                self.of(weight.source),
+                source_digest(ScaledWeight),
+                [None if one is None else one.tolist() for one in weight.scales],
+            )
         if (known := self.known(weight)) is not None:
             return known
         hashed = HashedWeight(weight)
@@ -96,7 +102,7 @@ def weight_key(weight: QuantizedWeight, source: str) -> str:
         "quantized weight",
         source,
         *how_quantized(weight),
-        source_digest("lowbit.passes.quant.quantized_weight"),
+        source_digest(QuantizedWeight),
         versions(LIBRARIES),
     )
 
@@ -119,4 +125,4 @@ def how_quantized(weight: QuantizedWeight) -> tuple[Any, ...]:
     """What keys hold of a weight beside its source: form, method, options, and the code of the method."""
     method = weight.method
     options = [weight.method_name, method.model_dump(mode="json")]
-    return list(astuple(weight.form)), options, source_digest(type(method).__module__)
+    return list(astuple(weight.form)), options, source_digest(type(method))

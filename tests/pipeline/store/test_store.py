@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lowbit.pipeline.errors import PipelineError
-from lowbit.pipeline.store.digests import digest, source_digest
+from lowbit.pipeline.store.digests import digest
 from lowbit.pipeline.store.shared import SharedStore, store_at
 from lowbit.pipeline.store.store import Store, writing
 
@@ -84,21 +84,6 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(PipelineError, match="cannot write here"), writing(tmp_path):
         (tmp_path / "file" / "below").mkdir()
-
-
-def test_source_digest_follows_imports() -> None:
-    assert source_digest("lowbit.passes.methods.mse") != source_digest("lowbit.passes.methods.rtn")
-    from lowbit.pipeline.store.digests import _collect
-
-    seen: dict[str, str] = {}
-    _collect("lowbit.passes.methods.mse", seen)
-    assert {
-        "lowbit.passes.methods.mse",
-        "lowbit.passes.methods.rtn",
-        "lowbit.passes.quant.format",
-        "lowbit.passes.methods._tiles",
-    } <= set(seen)
-    assert not any(name.startswith("numba") for name in seen)
 
 
 def test_machines_share_a_store(tmp_path: Path) -> None:
