@@ -13,10 +13,10 @@ from pydantic import BeforeValidator, PlainSerializer, SerializeAsAny, Validatio
 
 from lowbit import passes
 from lowbit.passes import methods
-from lowbit.passes.base import Options, Pass
+from lowbit.passes.base import Pass
 from lowbit.passes.quant.method import Method
 
-T = TypeVar("T", bound=Options)
+T = TypeVar("T")
 
 
 def names_in(package: ModuleType) -> list[str]:
@@ -50,18 +50,32 @@ def _find(name: str, package: ModuleType, kind: type[T], word: str) -> type[T]:
     dotted = name if "." in name else f"{package.__name__}.{name}"
     if "." not in name and name not in known:
         raise KeyError(f"there is no {word} '{name}'. {did_you_mean(name, known)}")
+    return class_in(dotted, kind, word)
+
+
+def class_in(dotted: str, kind: type[T], word: str) -> type[T]:
+    """The class of a kind that a module defines: `word` is what the kind is called in sentences.
+
+    Raises:
+        KeyError: with a sentence, when there is no such module, or it does not define exactly one.
+    """
     if not all(part.isidentifier() for part in dotted.split(".")):
         raise KeyError(
-            f"'{name}' is no name of a {word}: letters, digits, underscores, with dots between for a module of your own."
+            f"'{dotted}' is no name of a {word}: letters, digits, underscores, with dots between for a module of your own."
         )
     try:
         module = importlib.import_module(dotted)
     except ModuleNotFoundError as error:
         raise KeyError(f"there is no {word} module '{dotted}': {error.msg}") from error
-    own = [c for c in vars(module).values() if isinstance(c, type) and issubclass(c, kind) and c.__module__ == module.__name__]
+    own = classes_in(module, kind)
     if len(own) != 1:
         raise KeyError(f"module '{dotted}' must define one {word}, it defines {len(own)}")
     return own[0]
+
+
+def classes_in(module: ModuleType, kind: type[T]) -> list[type[T]]:
+    """The classes of a kind that a module defines itself."""
+    return [c for c in vars(module).values() if isinstance(c, type) and issubclass(c, kind) and c.__module__ == module.__name__]
 
 
 def _parse(value: Any) -> Any:

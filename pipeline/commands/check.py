@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from lowbit.pipeline.convert.registry import TARGETS
+from lowbit.pipeline.convert.registry import find_target
 from lowbit.pipeline.errors import PipelineError
 from lowbit.pipeline.onnx_io.writer import DATA, MODEL
 from lowbit.pipeline.report.manifest import read_manifest
@@ -38,7 +38,7 @@ def _prove(folder: Path, manifest: dict[str, Any]) -> int:
     weights = 0
     for name, one in manifest["hand_offs"].items():
         with tempfile.TemporaryDirectory() as scratch:
-            weights += TARGETS[one["target"]].prove(folder / "onnx" / MODEL, folder / name, Path(scratch)).weights_checked
+            weights += find_target(one["target"]).prove(folder / "onnx" / MODEL, folder / name, Path(scratch)).weights_checked
     return weights
 
 

@@ -65,7 +65,7 @@ def plan_tables(plan: Plan) -> list[Table]:
     totals.add_row("bits per weight", f"{plan.bits_per_weight:.3f}")
     totals.add_row("float weights kept", megabytes(plan.float_bytes))
     totals.add_row("ONNX model", megabytes(plan.onnx_bytes))
-    for target, count in plan.hand_off_bytes().items():
+    for target, count in plan.hand_off_bytes.items():
         totals.add_row(f"{target} folder", megabytes(count))
     steps = [*plan.steps_before, *(step.name for step in recipe.passes)]
     steps += ["calibration text", "calibrate"] if recipe.calibrate else []

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 import onnx
@@ -14,6 +14,7 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from lowbit.pipeline.checkpoint.huggingface import Checkpoint
+from lowbit.pipeline.convert.sizes import Sizes
 from lowbit.pipeline.errors import ConvertError
 from lowbit.pipeline.recipe.sections import Convert
 from lowbit.pipeline.runtime.layerwise import Segments
@@ -27,6 +28,9 @@ LOWERING_TOLERANCE = 1e-5
 """Largest relative difference of logits between the quantized graph and the lowered one, both float32."""
 
 
+OptionsT = TypeVar("OptionsT", bound=Convert)
+
+
 @dataclass(frozen=True)
 class Proof:
     """All weights compared and found equal: how many, in how many layers."""
@@ -35,26 +39,33 @@ class Proof:
     weights_checked: int
 
 
-class Target(ABC):
+class Target(ABC, Generic[OptionsT]):
     """One engine's folder in the making, from a quantized graph that was written to `model_file`.
 
     Attributes:
-        folder: the folder's name within a result.
-        sources: modules that run in the engine's own process, for the key of what they measure.
-        packages: the engine.
-        exact: the figures of float arithmetic among those of `compare`.
+        label: what tables call the engine.
+        modes: the ways that it computes in `compare`, by their names there, and what tables call them; the first is in float
+            arithmetic.
+        packages: the engine, for the key of what it computes.
+        sources: modules that run in the engine's own process, likewise.
         decoders: whether it takes models that generate text, or all others.
+        usage: Python that opens the folder from within a result, for the model card; empty where there is nothing to show.
     """
 
-    folder: ClassVar[str]
-    sources: ClassVar[tuple[str, ...]]
+    label: ClassVar[str]
+    modes: ClassVar[dict[str, str]]
     packages: ClassVar[tuple[str, ...]]
-    exact: ClassVar[str]
+    sources: ClassVar[tuple[str, ...]] = ()
     decoders: ClassVar[bool] = True
+    usage: ClassVar[str] = ""
 
-    def __init__(self, options: Convert, checkpoint: Checkpoint) -> None:
+    def __init__(self, options: OptionsT, checkpoint: Checkpoint) -> None:
         self.options = options
         self.checkpoint = checkpoint
+
+    @abstractmethod
+    def sizes(self) -> Sizes:
+        """What the folder will take."""
 
     @abstractmethod
     def rehearse(self, graph: gs.Graph) -> None:
@@ -102,7 +113,7 @@ class Target(ABC):
         """Run `folder` in its engine and `model_file` in onnxruntime on `samples`, for decoders `input_ids` alone.
 
         Returns:
-            Figures for the manifest.
+            Figures for the manifest, among them those of every mode.
 
         Raises:
             ConvertError: in float arithmetic the two differ by more than rounding.

@@ -1,10 +1,30 @@
-"""The engines that a result can be handed to, by their names in recipes."""
+"""Targets by their names in recipes and manifests."""
 
 from __future__ import annotations
 
-from lowbit.pipeline.convert.base import Target
-from lowbit.pipeline.convert.genai.llm import OnnxruntimeGenai
-from lowbit.pipeline.convert.mnn.llm import MnnLlm
-from lowbit.pipeline.convert.mnn.tensors import Mnn
+from typing import Any
 
-TARGETS: dict[str, type[Target]] = {"mnn": Mnn, "mnn-llm": MnnLlm, "onnxruntime-genai": OnnxruntimeGenai}
+from lowbit.passes.registry import class_in
+from lowbit.pipeline.checkpoint.huggingface import Checkpoint
+from lowbit.pipeline.convert.base import Target
+from lowbit.pipeline.errors import ConvertError
+from lowbit.pipeline.recipe.sections import Convert
+from lowbit.pipeline.recipe.targets import find_options
+
+
+def find_target(name: str) -> type[Target[Any]]:
+    """The target of a word, or of a plug-in module given by its dotted name.
+
+    Raises:
+        ConvertError: there is none; what is there.
+    """
+    try:
+        options = find_options(name)
+        return class_in(options.made_by or options.__module__, Target, "target")  # type: ignore[type-abstract]
+    except KeyError as error:
+        raise ConvertError(error.args[0]) from None
+
+
+def make_target(options: Convert, checkpoint: Checkpoint) -> Target[Any]:
+    """The target that `options` are of, about to take a model of `checkpoint`."""
+    return find_target(options.target)(options, checkpoint)

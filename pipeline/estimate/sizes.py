@@ -6,21 +6,19 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import onnx_graphsurgeon as gs
 
 from lowbit.passes.graph.names import LAYER
 from lowbit.passes.graph.quantized_ops import quantized_weight
-from lowbit.passes.quant.format import ScaleDtype
 from lowbit.passes.quant.quantized_weight import Part, QuantizedWeight
 from lowbit.passes.quant.weights import Weight
 from lowbit.pipeline.checkpoint.huggingface import Checkpoint
 from lowbit.pipeline.checkpoint.onnx_model import OnnxModel
-from lowbit.pipeline.convert.mnn.weights import MnnLayer
+from lowbit.pipeline.convert.registry import make_target
+from lowbit.pipeline.convert.sizes import Sizes
 from lowbit.pipeline.estimate.duration import expected_seconds
 from lowbit.pipeline.export.support import is_decoder
-from lowbit.pipeline.onnx_io.reader import stored_as_entry
 from lowbit.pipeline.recipe.edit import plain_steps
 from lowbit.pipeline.recipe.recipe import Recipe
 from lowbit.pipeline.runtime.memory import too_large
@@ -33,12 +31,10 @@ BASE_MEMORY = 600_000_000
 
 @dataclass(frozen=True)
 class Planned:
-    """One weight of the result: what it becomes, its bytes in each engine's file, and whether it is made already."""
+    """One weight of the result: what it becomes, its bytes, and whether it is made already."""
 
     weight: QuantizedWeight
     onnx_bytes: int
-    mnn_bytes: int
-    genai_bytes: int
     cached: bool
 
 
@@ -47,7 +43,8 @@ class Plan:
     """What a run would make. Sizes are of weights; graphs and tokenizers add little.
 
     Attributes:
-        float_bytes: weights that stay as they are (norms, biases, a float embedding), in both models.
+        float_bytes: weights that stay as they are (norms, biases, a float embedding), in every model.
+        hand_off_bytes: size of every hand-off of the recipe, by target.
         source_bytes: what would be read.
         hidden_size: of the model.
         checkpoint: what it starts from.
@@ -56,6 +53,7 @@ class Plan:
     recipe: Recipe
     weights: tuple[Planned, ...]
     float_bytes: int
+    hand_off_bytes: dict[str, int]
     source_bytes: int
     hidden_size: int
     checkpoint: Checkpoint
@@ -74,18 +72,6 @@ class Plan:
         return self.float_bytes + sum(one.onnx_bytes for one in self.weights)
 
     @property
-    def mnn_bytes(self) -> int:
-        return self.float_bytes + sum(one.mnn_bytes for one in self.weights)
-
-    @property
-    def genai_bytes(self) -> int:
-        return self.float_bytes + self._rotary_bytes() + sum(one.genai_bytes for one in self.weights)
-
-    def hand_off_bytes(self) -> dict[str, int]:
-        """Size of every hand-off of the recipe, by target."""
-        return {one.target: self.mnn_bytes if one.target.startswith("mnn") else self.genai_bytes for one in self.recipe.convert}
-
-    @property
     def disk_bytes(self) -> int:
         """What the build folder's disk must have free: codes not made yet, the reference's states, and both results."""
         codes = sum(one.onnx_bytes for one in self.weights if not one.cached)
@@ -93,7 +79,7 @@ class Plan:
             4 * self.hidden_size * self.recipe.validate.windows * self.recipe.validate.window if self.recipe.validate else 0
         )
         plain = 2 * self.onnx_bytes if self._measures_plain() else 0  # once in the store, once as a model
-        return codes + states + self._activations() + plain + self.onnx_bytes + sum(self.hand_off_bytes().values())
+        return codes + states + self._activations() + plain + self.onnx_bytes + sum(self.hand_off_bytes.values())
 
     def _measures_plain(self) -> bool:
         """Whether a run measures plain rounding, too."""
@@ -121,15 +107,6 @@ class Plan:
         """About how long the run takes, on the machine that pipeline/pace.py was measured on."""
         weights = [(one.weight.method_name, math.prod(one.weight.source.shape), one.cached) for one in self.weights]
         return expected_seconds(self.recipe, weights)
-
-    def _rotary_bytes(self) -> int:
-        """The tables that onnxruntime's attention rotates by: cos and sin for every position, float32."""
-        config = self.checkpoint.config
-        heads = config.get("num_attention_heads") or 1
-        size = config.get("head_dim") or self.hidden_size // heads
-        tables = 2 if config.get("model_type") == "gemma3_text" else 1
-        rotated = int(size * config.get("partial_rotary_factor", 1.0))
-        return tables * 4 * int(config.get("max_position_embeddings") or 0) * rotated
 
     def _largest_block(self) -> int:
         return self._largest(lambda n, k: n * k)
@@ -160,15 +137,12 @@ class Plan:
 def plan_of(recipe: Recipe, checkpoint: Checkpoint, graph: gs.Graph, store: Store) -> Plan:
     """The plan of a graph that the recipe's passes were applied to; no weight is read."""
     sources = SourceDigests(store)
-    scale_dtype: ScaleDtype = next((one.scale_dtype for one in recipe.convert if one.target.startswith("mnn")), "fp16")
-    folded = any(one.three_bit == "folded" for one in recipe.convert)
     found = [weight for node in graph.nodes if (weight := quantized_weight(node)) is not None]
+    onnx = Sizes(checkpoint)
     weights = tuple(
         Planned(
             weight,
-            sum(part.nbytes for part in weight.parts.values()),
-            sum(MnnLayer(stored_as_entry(weight, Path()), None, scale_dtype, 0).sizes),
-            sum(part.nbytes for part in weight.parts.values()) + (folded and unfolded_bytes(weight)),
+            onnx.weight(weight),
             (digest := sources.known(weight.source)) is not None and store.has(weight_key(weight, digest)),
         )
         for weight in found
@@ -179,11 +153,8 @@ def plan_of(recipe: Recipe, checkpoint: Checkpoint, graph: gs.Graph, store: Stor
         if isinstance(t, gs.Constant) and isinstance(t._values, Weight) and not isinstance(t._values, Part)
     }
     small = sum(w.nbytes for w in checkpoint.weights.values() if len(w.shape) < 2)
+    floats = sum(kept.values()) + small
+    engines = {options.target: make_target(options, checkpoint).sizes() for options in recipe.convert}
+    hand_offs = {name: floats + sizes.tables() + sum(map(sizes.weight, found)) for name, sizes in engines.items()}
     source = sum(w.nbytes for w in checkpoint.weights.values())
-    return Plan(recipe, weights, sum(kept.values()) + small, source, int(checkpoint.config.get("hidden_size", 0)), checkpoint)
-
-
-def unfolded_bytes(weight: QuantizedWeight) -> int:
-    """What three-bit codes grow by as nibbles."""
-    codes = weight.parts["codes"].nbytes
-    return codes // 3 if weight.form.bits == 3 else 0
+    return Plan(recipe, weights, floats, hand_offs, source, int(checkpoint.config.get("hidden_size", 0)), checkpoint)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,17 +18,16 @@ from lowbit.passes.quant.method import Method
 from lowbit.passes.quant.quantized_weight import QuantizedWeight
 from lowbit.passes.quantize_matmul import find_matmuls
 from lowbit.pipeline.calibrate.dataset import calibration_windows
-from lowbit.pipeline.checkpoint.huggingface import SIDE_FILES, Checkpoint
-from lowbit.pipeline.convert.mnn.tokenizer import tokenizer_bytes
-from lowbit.pipeline.convert.mnn.weights import MnnLayer
+from lowbit.pipeline.checkpoint.huggingface import Checkpoint
+from lowbit.pipeline.convert.registry import make_target
+from lowbit.pipeline.convert.sizes import Sizes
 from lowbit.pipeline.errors import PipelineError
-from lowbit.pipeline.estimate.sizes import plan_of, unfolded_bytes
+from lowbit.pipeline.estimate.sizes import plan_of
 from lowbit.pipeline.export.support import is_decoder
 from lowbit.pipeline.mixed_precision.device_times import device_times
 from lowbit.pipeline.mixed_precision.sensitivity import Damages, Layer, Progress, Sensitivity, WeightError
 from lowbit.pipeline.mixed_precision.sensitivity_kl import OutputDivergence
 from lowbit.pipeline.mixed_precision.solver import Allocation, Costs, allocate, resolved_steps
-from lowbit.pipeline.onnx_io.reader import stored_as_entry
 from lowbit.pipeline.recipe.edit import with_steps
 from lowbit.pipeline.recipe.recipe import Recipe, Step
 from lowbit.pipeline.recipe.sections import Calibrate
@@ -42,8 +40,8 @@ from lowbit.pipeline.store.weight_keys import SourceDigests, model_digest
 WINDOWS = {"kl": Calibrate(windows=8, window=256), "fisher": Calibrate(windows=32, window=64)}
 """The text that damage is measured on: docstrings, never what `validate` measures on. Many short windows suit `fisher`, which
 has one sample of the gradient from each; on the demo it is within 18% (standard deviation) of `kl`, weight by weight."""
-GRAPH_BYTES = {"onnx": 10_000, "genai": 7_000, "mnn": 2_000}
-"""What a graph takes at most for each quantized layer, beside 64 kB: measured on the demo are 7.8, 5.0 and 1.3 kB."""
+GRAPH_BYTES = 64 << 10
+"""What a graph takes at most, beside what it takes for each quantized layer."""
 MOST_BITS = 9.0
 """More than 8 bits with their scales."""
 
@@ -152,7 +150,10 @@ def ask(context: Context, place: int) -> Question:
     if not layers:
         raise PipelineError(f"{recipe.file}: include and exclude leave allocate_bits none of {len(found)} layers.")
     forms, method = options.forms(), _measurable(options.method)
-    sizes = {(one.name, form): _size(recipe, one, form, method) for one in layers for form in forms}
+    weight_bytes = _sizes(context).weight
+    sizes = {
+        (one.name, form): weight_bytes(QuantizedWeight(one.name, one.weight, form, method)) for one in layers for form in forms
+    }
     budget, fixed = _budget(context, place, graph, layers, sizes)
     asked = Question(options, layers, forms, method, sizes, budget, fixed)
     if 8 * budget > MOST_BITS * asked.count:
@@ -248,14 +249,10 @@ def _sensitivity(context: Context, place: int, asked: Question) -> Sensitivity:
     return kind(graph, context.checkpoint, layers, asked.method, windows, model, context.store)
 
 
-def _size(recipe: Recipe, layer: Layer, form: BlockFormat, method: Method) -> int:
-    """Bytes of a weight in the first hand-off's file, or in the ONNX file."""
-    weight = QuantizedWeight(layer.name, layer.weight, form, method)
-    target = recipe.convert[0] if recipe.convert else None
-    if target is not None and target.target.startswith("mnn"):
-        return sum(MnnLayer(stored_as_entry(weight, Path()), None, target.scale_dtype, 0).sizes)
-    folded = target is not None and target.three_bit == "folded"
-    return sum(part.nbytes for part in weight.parts.values()) + (unfolded_bytes(weight) if folded else 0)
+def _sizes(context: Context) -> Sizes:
+    """Of the first hand-off's folder, or of the ONNX model's."""
+    recipe, checkpoint = context.recipe, context.checkpoint
+    return make_target(recipe.convert[0], checkpoint).sizes() if recipe.convert else Sizes(checkpoint)
 
 
 def _budget(
@@ -272,21 +269,12 @@ def _budget(
     for later in (*resolved_steps(step, {one.name: any_form for one in layers}), *recipe.passes[place + 1 :]):
         context.apply(later, graph)
     plan = plan_of(recipe, context.checkpoint, graph, context.store)
-    target = recipe.convert[0].target if recipe.convert else None
-    whole = plan.hand_off_bytes()[target] if target else plan.onnx_bytes
-    fixed = whole - sum(sizes[one.name, any_form] for one in layers) + _side_bytes(context, target, len(plan.weights))
+    whole = plan.hand_off_bytes[recipe.convert[0].target] if recipe.convert else plan.onnx_bytes
+    folder = _sizes(context)
+    rest = folder.side_files() + folder.graph_per_layer * len(plan.weights) + GRAPH_BYTES
+    fixed = whole - sum(sizes[one.name, any_form] for one in layers) + rest
     assert options.fit_bytes is not None
     return options.fit_bytes - fixed, fixed
-
-
-def _side_bytes(context: Context, target: str | None, layers: int) -> int:
-    """Tokenizer and configuration exactly, the graph at most."""
-    kind = {None: "onnx", "onnxruntime-genai": "genai"}.get(target, "mnn")
-    if target == "mnn-llm":
-        side = len(tokenizer_bytes(context.checkpoint))
-    else:
-        side = sum(f.stat().st_size for name in SIDE_FILES if (f := context.checkpoint.folder / name).exists())
-    return side + GRAPH_BYTES[kind] * layers + (64 << 10)
 
 
 def _grouped(options: AllocateBits, values: dict[tuple[str, BlockFormat], Any]) -> dict[tuple[str, BlockFormat], Any]:

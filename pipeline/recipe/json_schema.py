@@ -9,6 +9,7 @@ from lowbit.passes import methods
 from lowbit.passes.base import Options
 from lowbit.passes.registry import find_method, find_pass, names_in
 from lowbit.pipeline.recipe.sections import SECTIONS, Model
+from lowbit.pipeline.recipe.targets import DEFAULT, find_options, target_names
 
 
 def recipe_schema() -> dict[str, Any]:
@@ -30,7 +31,8 @@ def recipe_schema() -> dict[str, Any]:
         if not options.get("required"):
             entries.append({"const": name, "description": described["description"]})
     sections = {name: _options(kind) for name, kind in SECTIONS.items() if kind is not Model}
-    sections["convert"] = {"anyOf": [sections["convert"], {"type": "array", "items": sections["convert"]}]}
+    hand_off = {"anyOf": [_hand_off(name) for name in target_names()]}
+    sections["convert"] = {"anyOf": [hand_off, {"type": "array", "items": hand_off}]}
     source = {"type": "string", "minLength": 1, "description": (Model.__doc__ or "").splitlines()[0]}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -44,6 +46,12 @@ def recipe_schema() -> dict[str, Any]:
         "required": ["model", "passes"],
         "additionalProperties": False,
     }
+
+
+def _hand_off(target: str) -> dict[str, Any]:
+    """The schema of one target's options; all but the default one are named."""
+    schema = _options(find_options(target))
+    return schema if target == DEFAULT else {**schema, "required": ["target"]}
 
 
 def _options(kind: type[Options]) -> dict[str, Any]:

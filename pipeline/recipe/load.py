@@ -15,6 +15,7 @@ from lowbit.passes.registry import did_you_mean, find_method, find_pass, names_i
 from lowbit.pipeline.errors import Position, RecipeError
 from lowbit.pipeline.recipe.recipe import Recipe, Step
 from lowbit.pipeline.recipe.sections import ONNX_SUFFIX, ORDER, SECTIONS, Convert, Export
+from lowbit.pipeline.recipe.targets import DEFAULT, find_options, targets_with
 from lowbit.pipeline.recipe.yaml_reader import Document, read
 
 
@@ -53,7 +54,7 @@ def load_recipe(file: Path) -> Recipe:
     sections = {
         name: _options(document, kind, {"source": model} if name == "model" and isinstance(model, str) else top[name], (name,))
         for name, kind in SECTIONS.items()
-        if name in top and name != "convert"
+        if name in top
     }
     recipe = Recipe(
         name=file.stem, file=file, text=file.read_text("utf-8"), passes=steps, model=sections["model"],  # type: ignore[arg-type]
@@ -76,21 +77,32 @@ def _passes(document: Document, items: Any) -> tuple[Step, ...]:
 
 
 def _hand_offs(document: Document, top: dict[str, Any]) -> tuple[Convert, ...]:
-    """The section `convert`: one hand-off, or a list of them, each to another target."""
-    if "convert" not in top:
-        return ()
-    if not isinstance(items := top["convert"], list):
-        return (_options(document, Convert, items, ("convert",)),)  # type: ignore[return-value]
-    found: dict[str, Convert] = {}
-    for i, item in enumerate(items):
-        one = _options(document, Convert, item, ("convert", i))
-        assert isinstance(one, Convert)
-        if one.target in found:
-            raise RecipeError(document.position(("convert", i)), f"convert names the target {one.target} twice.")
-        found[one.target] = one
-    if {"mnn", "mnn-llm"} <= set(found):
-        raise RecipeError(document.position(("convert",)), "mnn and mnn-llm both make the folder mnn; convert to one of them.")
-    return tuple(found.values())
+    """The section `convert`: one hand-off, or a list of them, each to another target and folder."""
+    items = top.get("convert", [])
+    entries = [(("convert", i), item) for i, item in enumerate(items)] if isinstance(items, list) else [(("convert",), items)]
+    hand_offs: dict[str, Convert] = {}
+    for path, item in entries:
+        options = _hand_off(document, item, path)
+        if options.target in hand_offs:
+            raise RecipeError(document.position(path), f"convert names the target {options.target} twice.")
+        for other in hand_offs.values():
+            if other.folder == options.folder:
+                both = " and ".join(sorted((other.target, options.target)))
+                raise RecipeError(
+                    document.position(("convert",)), f"{both} both make the folder {other.folder}; convert to one of them."
+                )
+        hand_offs[options.target] = options
+    return tuple(hand_offs.values())
+
+
+def _hand_off(document: Document, item: Any, path: tuple[Any, ...]) -> Convert:
+    target = item.get("target", DEFAULT) if isinstance(item, dict) else DEFAULT
+    try:
+        kind = find_options(target)
+    except KeyError as error:
+        raise RecipeError(document.position((*path, "target")), error.args[0]) from None
+    given = {"target": target, **item} if isinstance(item, dict) else item
+    return _options(document, kind, given, path)  # type: ignore[return-value]
 
 
 def _step(document: Document, item: Any, path: tuple[Any, ...]) -> Step:
@@ -144,13 +156,16 @@ def _sentence(error: Any, kind: type[Options]) -> str:
 
 def _field_like(name: str, kind: type[Options]) -> str:
     known = sorted(kind.model_fields, key=lambda field: field not in kind.__annotations__)  # its own first, then shared ones
+    if issubclass(kind, Convert) and (owners := targets_with(name)):
+        others = ", ".join(option for option in known if option != "target") or "none"
+        return f"It is an option of target: {' and '.join(owners)}; this target has {others}."
     near = difflib.get_close_matches(name.rpartition(".")[2].lower(), known, n=1, cutoff=0.5)
     return f"Did you mean '{near[0]}'?" if near else f"Options: {', '.join(known) or 'none'}."
 
 
 def _check_scale_dtypes(document: Document, recipe: Recipe) -> None:
     """Scales chosen for fp32 would lose digits in an fp16 file: a contradiction that is better found now."""
-    if all(not one.target.startswith("mnn") or one.scale_dtype == "fp32" for one in recipe.convert):
+    if all(getattr(options, "scale_dtype", "fp32") == "fp32" for options in recipe.convert):
         return
     for step in recipe.passes:
         if getattr(step.options, "scale_dtype", "fp16") == "fp32":

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from lowbit.passes.base import Options
-from lowbit.passes.quant.format import ScaleDtype
 
 Task = Literal["text-generation-with-past", "feature-extraction", "image-classification", "text-classification"]
 
@@ -77,28 +76,21 @@ class Validate(Options):
 
 
 class Convert(Options):
-    """Hand-off to another engine: the same codes and scales, bit for bit. A list of these makes a folder for each."""
+    """Hand-off to another engine: the same codes and scales, bit for bit. A list of these makes a folder for each.
 
-    target: Literal["mnn-llm", "mnn", "onnxruntime-genai"] = "mnn-llm"
-    """`mnn-llm`: the folder `mnn`, which MNN's LLM runtime opens; `mnn`: the folder `mnn` with model.mnn, which has the inputs
-    and outputs of the ONNX file, for models that are no decoders; `onnxruntime-genai`: the folder `genai`, with attention and
-    norms in onnxruntime's own operators."""
-    scale_dtype: ScaleDtype = "fp16"
-    """Dtype of scales and offsets in an MNN file. fp16 is exact for weights quantized with scale_dtype: fp16."""
-    three_bit: Literal["packed", "folded"] = "packed"
-    """For onnxruntime-genai. `packed`: three bits on the disk, unpacked whenever the model is loaded; `folded`: unpacked to
-    nibbles now, four bits on the disk, loaded as fast as four bits."""
+    Every target has options of its own: subclasses, found by `recipe/targets.py`.
+    """
 
-    @model_validator(mode="after")
-    def _check_target(self) -> Self:
-        mnn = self.target.startswith("mnn")
-        if self.three_bit == "folded" and mnn:
-            raise ValueError(f"three_bit: folded is for target: onnxruntime-genai; {self.target} stores three bits as three")
-        if self.scale_dtype == "fp32" and not mnn:
-            raise ValueError(f"scale_dtype is of MNN's file; {self.target} stores scales as quantize_matmul made them")
-        return self
+    folder: ClassVar[str]
+    """What the engine's folder is called within a result."""
+    made_by: ClassVar[str] = ""
+    """The module of the target that these are the options of; by default the one that defines them."""
+
+    target: str
+    """The engine: a word of a room of pipeline/convert, or the dotted name of a module of your own."""
 
 
 SECTIONS: dict[str, type[Options]] = {
-    "model": Model, "export": Export, "calibrate": Calibrate, "validate": Validate, "convert": Convert,
+    "model": Model, "export": Export, "calibrate": Calibrate, "validate": Validate,
 }  # fmt: skip
+"""All but `passes` and `convert`, whose options depend on what they name."""

@@ -10,7 +10,7 @@ from typing import Any
 import onnx_graphsurgeon as gs
 
 from lowbit.pipeline.convert.base import Target
-from lowbit.pipeline.convert.registry import TARGETS
+from lowbit.pipeline.convert.registry import make_target
 from lowbit.pipeline.onnx_io.writer import MODEL
 from lowbit.pipeline.recipe.sections import Convert
 from lowbit.pipeline.report.progress import Record
@@ -28,14 +28,13 @@ def hand_off(run: Run, graph: gs.Graph, options: Convert, work: Path, samples: l
     Raises:
         PassError, ConvertError: the engine cannot hold the model, or the result is not the same.
     """
-    target = TARGETS[options.target](options, run.checkpoint)
-    source = TARGETS[options.target]
-    model_file, folder, scratch = work / "onnx" / MODEL, work / target.folder, work / "scratch"
+    target = make_target(options, run.checkpoint)
+    model_file, folder, scratch = work / "onnx" / MODEL, work / options.folder, work / "scratch"
     folder.mkdir()
     scratch.mkdir()
     before = run.steps.records[-1].key
     with run.steps.step("lower", {"target": options.target}) as (record, _):
-        record.key = digest(before, source_digest(source))
+        record.key = digest(before, source_digest(type(target)))
         error = target.lower(graph, model_file, samples)
         if error is not None:
             record.notes.append(f"logits within {error:.1e} of the quantized graph's")
@@ -47,17 +46,18 @@ def hand_off(run: Run, graph: gs.Graph, options: Convert, work: Path, samples: l
         record.notes.append(f"{proven.weights_checked:,} codes of {proven.layers} layers are equal, with their scales")
     with run.steps.step("compare runtimes", {}) as (record, _):
         figures = _compare(run, record, target, model_file, folder, samples, scratch)
-    run.hand_offs[target.folder] = {
-        "target": options.target, "bit_exact": True, "weights_checked": proven.weights_checked,
-        "scale_dtype": options.scale_dtype, "lowering_relative_error": error,
-        "max_relative_error": figures.get(target.exact, {}).get("relative_error"),
+    run.hand_offs[options.folder] = {
+        "target": options.target, "options": options.model_dump(mode="json", exclude={"target"}), "label": target.label,
+        "modes": target.modes, "usage": target.usage, "bit_exact": True, "weights_checked": proven.weights_checked,
+        "lowering_relative_error": error,
+        "max_relative_error": figures.get(next(iter(target.modes)), {}).get("relative_error"),
     }  # fmt: skip
-    run.quality[target.folder] = figures
+    run.quality[options.folder] = figures
     shutil.rmtree(scratch)
 
 
 def _compare(
-    run: Run, record: Record, target: Target, model_file: Path, folder: Path, samples: list[Feeds], scratch: Path
+    run: Run, record: Record, target: Target[Any], model_file: Path, folder: Path, samples: list[Feeds], scratch: Path
 ) -> dict[str, Any]:
     """Figures of both engines, recalled where nothing that they depend on changed; or why they were not compared."""
     reason = too_large(run.checkpoint) or target.missing()

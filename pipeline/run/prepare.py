@@ -11,7 +11,7 @@ from lowbit.passes.allocate_bits import AllocateBits
 from lowbit.passes.graph.quantized_ops import quantized_weight
 from lowbit.pipeline.calibrate.channel_scales import set_to_one
 from lowbit.pipeline.checkpoint.onnx_model import OnnxModel
-from lowbit.pipeline.convert.registry import TARGETS
+from lowbit.pipeline.convert.registry import find_target, make_target
 from lowbit.pipeline.errors import PipelineError
 from lowbit.pipeline.estimate.sizes import Plan, plan_of
 from lowbit.pipeline.export.bind import load_graph
@@ -21,6 +21,7 @@ from lowbit.pipeline.mixed_precision.budget import Context, budget_place, resolv
 from lowbit.pipeline.onnx_io.writer import MODEL
 from lowbit.pipeline.recipe.recipe import Recipe
 from lowbit.pipeline.recipe.sections import Validate
+from lowbit.pipeline.recipe.targets import target_names
 from lowbit.pipeline.report.units import megabytes
 from lowbit.pipeline.run.context import Run
 from lowbit.pipeline.runtime.isolate import isolated
@@ -74,7 +75,7 @@ def check_fit_step(asked: Recipe, work: Path) -> None:
     options = None if place is None else asked.passes[place].options
     if not isinstance(options, AllocateBits) or options.fit_bytes is None:
         return
-    folder = work / (TARGETS[asked.convert[0].target].folder if asked.convert else "onnx")
+    folder = work / (asked.convert[0].folder if asked.convert else "onnx")
     size = sum(file.stat().st_size for file in folder.iterdir())
     if size > options.fit_bytes:
         raise RuntimeError(f"{folder.name} has {size} bytes, fit: {options.fit} allows {options.fit_bytes}")
@@ -98,7 +99,7 @@ def rehearse_step(run: Run, graph_file: Path) -> list[Feeds]:
             else:
                 samples = samples_for(run.recipe, run.checkpoint, graph)
         for options in run.recipe.convert:
-            TARGETS[options.target](options, run.checkpoint).rehearse(graph.copy())
+            make_target(options, run.checkpoint).rehearse(graph.copy())
     return samples
 
 
@@ -111,9 +112,9 @@ def _check_decoder(run: Run) -> None:
             raise PipelineError(f"{run.recipe.file}: validate: {name} means nothing here, the model {kind}. Leave it out.")
     what = describe(run.checkpoint)
     for one in run.recipe.convert:
-        if TARGETS[one.target].decoders != run.decoder:
-            fitting = " or ".join(name for name, target in TARGETS.items() if target.decoders == run.decoder)
-            kind = "generate text" if TARGETS[one.target].decoders else "generate no text"
+        if find_target(one.target).decoders != run.decoder:
+            fitting = " or ".join(name for name in target_names() if find_target(name).decoders == run.decoder)
+            kind = "generate no text" if run.decoder else "generate text"
             raise PipelineError(
                 f"{run.recipe.file}: target {one.target} is for models that {kind}; for this one ({what}) set convert: "
                 f"{{target: {fitting}}}."

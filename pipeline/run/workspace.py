@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lowbit.pipeline.convert.registry import TARGETS
 from lowbit.pipeline.errors import PipelineError
-from lowbit.pipeline.report.manifest import MANIFEST
+from lowbit.pipeline.recipe.targets import find_options, target_names
+from lowbit.pipeline.report.manifest import MANIFEST, read_manifest
 
 
 @contextmanager
@@ -46,8 +46,18 @@ def work_folder(target: Path) -> Iterator[Path]:
 
 def publish(work: Path, target: Path) -> None:
     """Put finished results in place of the old ones; the manifest goes first and comes last."""
+    engines = {find_options(name).folder for name in target_names()} | _engines_of(target)
+    stale = [item for item in target.iterdir() if item.name in engines | {"onnx"}]
     (target / MANIFEST).unlink(missing_ok=True)
-    for name in ("onnx", *(target.folder for target in TARGETS.values())):
-        shutil.rmtree(target / name, ignore_errors=True)
+    for folder in stale:
+        shutil.rmtree(folder, ignore_errors=True)
     for item in sorted(work.iterdir(), key=lambda path: path.name == MANIFEST):
         item.replace(target / item.name)
+
+
+def _engines_of(target: Path) -> set[str]:
+    """The engines' folders of a finished result: those of plug-ins are known from nowhere else."""
+    try:
+        return set(read_manifest(target)["hand_offs"])
+    except PipelineError:
+        return set()

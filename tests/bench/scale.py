@@ -161,7 +161,9 @@ class Bench:
                 f"{road.peak_disk / road.size:.2f} x the result, planned {plan.disk_bytes / road.size:.2f} x",
             )
             size = road.manifest["size"]
-            off = max(abs(plan.onnx_bytes / size["onnx_bytes"] - 1), abs(plan.mnn_bytes / size["mnn_bytes"] - 1))
+            off = max(
+                abs(plan.onnx_bytes / size["onnx_bytes"] - 1), abs(plan.hand_off_bytes["mnn-llm"] / size["mnn_bytes"] - 1)
+            )
             yield "5", f"{name}: plan", f"{planning:.1f} s, sizes within {off:.2%}, {plan.seconds:.0f} s expected"
 
     def one_change(self) -> Iterator[Row]:

@@ -7,7 +7,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -24,7 +24,9 @@ from lowbit.pipeline.checkpoint.tokenizer import stop_ids
 from lowbit.pipeline.convert.base import PROBE, Proof, Target, check_lowered
 from lowbit.pipeline.convert.compare_engines import compare_runtimes
 from lowbit.pipeline.convert.engine_process import Measured, Request, measure
+from lowbit.pipeline.convert.genai.options import GenaiOptions
 from lowbit.pipeline.convert.genai.proof import prove
+from lowbit.pipeline.convert.genai.sizes import GenaiSizes
 from lowbit.pipeline.errors import ConvertError
 from lowbit.pipeline.onnx_io.reader import Region, region
 from lowbit.pipeline.onnx_io.writer import DATA, MODEL, DataFile, exported, external_weights, write_model
@@ -39,15 +41,22 @@ INLINE_BYTES = 1 << 16
 """Larger constants than this go into the data file."""
 
 
-class OnnxruntimeGenai(Target):
+class OnnxruntimeGenai(Target[GenaiOptions]):
     """`target: onnxruntime-genai`: token ids in, text out, by onnxruntime's kernels and onnxruntime-genai's loop."""
 
-    folder = "genai"
-    sources = ("lowbit.pipeline.convert.genai.llm_worker",)
+    label = "genai"
+    modes: ClassVar = {"accuracy_level_0": "float arithmetic", "as_run": "as it runs"}
     packages = ("onnxruntime-genai",)
-    exact = "accuracy_level_0"
+    sources = ("lowbit.pipeline.convert.genai.llm_worker",)
+    usage = """\
+import onnxruntime_genai as genai
+
+model = genai.Model("genai")"""
 
     graph: gs.Graph
+
+    def sizes(self) -> GenaiSizes:
+        return GenaiSizes(self.checkpoint, folded=self.options.three_bit == "folded")
 
     def rehearse(self, graph: gs.Graph) -> None:
         self._fuse(graph)

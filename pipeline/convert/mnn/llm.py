@@ -25,7 +25,9 @@ from lowbit.pipeline.convert.compare_engines import compare_runtimes
 from lowbit.pipeline.convert.engine_process import Measured, Request, measure
 from lowbit.pipeline.convert.mnn.embedding import Embedding, embedding_table, find_embedding
 from lowbit.pipeline.convert.mnn.llm_graph import write_mnn
+from lowbit.pipeline.convert.mnn.options import MODES, MnnLlmOptions
 from lowbit.pipeline.convert.mnn.proof import prove_llm
+from lowbit.pipeline.convert.mnn.sizes import MnnLlmSizes
 from lowbit.pipeline.convert.mnn.tokenizer import tokenizer_bytes
 from lowbit.pipeline.convert.mnn.weights import lay_out
 from lowbit.pipeline.errors import ConvertError
@@ -35,16 +37,25 @@ from lowbit.pipeline.runtime.partition import Feeds
 MODEL, WEIGHTS = "llm.mnn", "llm.mnn.weight"
 
 
-class MnnLlm(Target):
+class MnnLlm(Target[MnnLlmOptions]):
     """`target: mnn-llm`: token ids in, text out, with MNN's own tokenizer, cache and sampling."""
 
-    folder = "mnn"
-    sources = ("lowbit.pipeline.convert.mnn.llm_worker",)
+    label = "MNN"
+    modes = MODES
     packages = ("MNN",)
-    exact = "memory_high"
+    sources = ("lowbit.pipeline.convert.mnn.llm_worker",)
+    usage = """\
+import MNN.llm as llm
+
+model = llm.create("mnn/config.json")
+model.load()
+print(model.response("Hello"))"""
 
     graph: gs.Graph
     embedding: Embedding
+
+    def sizes(self) -> MnnLlmSizes:
+        return MnnLlmSizes(self.checkpoint, self.options.scale_dtype)
 
     def rehearse(self, graph: gs.Graph) -> None:
         _check_windows(self.checkpoint)

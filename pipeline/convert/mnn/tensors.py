@@ -17,7 +17,9 @@ from lowbit.passes.lowering.lower_matmul import LowerMatmul
 from lowbit.passes.quant.weights import weight_of
 from lowbit.pipeline.convert.base import Proof, Target
 from lowbit.pipeline.convert.engine_process import run_module
+from lowbit.pipeline.convert.mnn.options import MODES, MnnOptions
 from lowbit.pipeline.convert.mnn.proof import prove_plain
+from lowbit.pipeline.convert.mnn.sizes import MnnSizes
 from lowbit.pipeline.convert.mnn.tensors_graph import write_plain
 from lowbit.pipeline.errors import ConvertError
 from lowbit.pipeline.onnx_io.reader import read_layers
@@ -30,17 +32,20 @@ TOLERANCE = 1e-4
 """Largest relative difference of an output in float arithmetic."""
 
 
-class Mnn(Target):
+class Mnn(Target[MnnOptions]):
     """`target: mnn`: tensors in, tensors out, as in the ONNX file, by MNN's engine alone."""
 
-    folder = "mnn"
-    sources = ("lowbit.pipeline.convert.mnn.tensors_worker",)
+    label = "MNN"
+    modes = MODES
     packages = ("MNN",)
-    exact = "memory_high"
+    sources = ("lowbit.pipeline.convert.mnn.tensors_worker",)
     decoders = False
 
     graph: gs.Graph
     notes: tuple[str, ...]
+
+    def sizes(self) -> MnnSizes:
+        return MnnSizes(self.checkpoint, self.options.scale_dtype)
 
     def rehearse(self, graph: gs.Graph) -> None:
         lookup = next((node for node in graph.nodes if node.op == "GatherBlockQuantized"), None)
@@ -59,7 +64,7 @@ class Mnn(Target):
     def write(self, model_file: Path, folder: Path, scratch: Path, progress: Callable[[float], None]) -> tuple[str, ...]:
         stored = read_layers(model_file)
         layers = [stored[node.name] for node in self.graph.nodes if node.op == "Linear"]
-        placed = write_plain(_whole(self.graph), layers, self.options, folder / MODEL, scratch)
+        placed = write_plain(_whole(self.graph), layers, self.options.scale_dtype, folder / MODEL, scratch)
         with (folder / f"{MODEL}.weight").open("ab") as stream:
             for done, layer in enumerate(placed):
                 layer.write(stream)

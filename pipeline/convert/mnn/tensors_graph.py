@@ -13,20 +13,20 @@ from typing import Any
 import numpy as np
 import onnx
 
+from lowbit.passes.quant.format import ScaleDtype
 from lowbit.pipeline.convert.mnn.converter import convert, read_json, write_json
 from lowbit.pipeline.convert.mnn.editor import Editor, name_by_content
 from lowbit.pipeline.convert.mnn.exact_floats import exact_values, words_of
 from lowbit.pipeline.convert.mnn.weights import MnnLayer, lay_out
 from lowbit.pipeline.errors import ConvertError
 from lowbit.pipeline.onnx_io.reader import StoredLayer
-from lowbit.pipeline.recipe.sections import Convert
 
 GELU_STEPS = 4
 """x / sqrt(2), Erf, 1 +, x *, / 2 in any order: from the last of them, Erf is at most this far."""
 
 
 def write_plain(
-    model: onnx.ModelProto, layers: list[StoredLayer], options: Convert, target: Path, scratch: Path
+    model: onnx.ModelProto, layers: list[StoredLayer], scale_dtype: ScaleDtype, target: Path, scratch: Path
 ) -> list[MnnLayer]:
     """Write `model` (after lower_matmul, its float weights inside) to `target`, and those to `<target>.weight`.
 
@@ -42,7 +42,7 @@ def write_plain(
     convert("ONNX", scratch / "lowered.onnx", first, "--allowCustomOp", "--saveExternalData")
     weight_file = target.with_name(f"{target.name}.weight")
     weight_file.write_bytes(floats.read_bytes() if floats.exists() else b"")
-    placed = lay_out([(layer, None) for layer in layers], options.scale_dtype, weight_file.stat().st_size)
+    placed = lay_out([(layer, None) for layer in layers], scale_dtype, weight_file.stat().st_size)
     _edit(read_json(first, scratch / "converted.json"), model, placed, first, target, scratch)
     name_by_content(target, read_json(target, scratch / "named.json")["mnn_uuid"])
     return placed

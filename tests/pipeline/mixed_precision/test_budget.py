@@ -280,7 +280,7 @@ def test_the_flagship_fits_to_a_thousandth(
 
     monkeypatch.setattr("lowbit.pipeline.mixed_precision.budget.known_damages", made_up)
     plan = make_plan(load_recipe(Path("recipes/deepseek-r1-7b-fit-3.2gb.yaml")), tmp_path / "build", model)
-    assert 0.999 * 3.2e9 < plan.hand_off_bytes()["mnn-llm"] <= 3.2e9
+    assert 0.999 * 3.2e9 < plan.hand_off_bytes["mnn-llm"] <= 3.2e9
     fast = make_plan(load_recipe(Path("recipes/deepseek-r1-7b-fast-q3.yaml")), tmp_path / "build", model)
     weights = [(math.prod(one.weight.source.shape), one.weight.form.bits) for one in fast.weights]
     cost = device_times("snapdragon-8-elite", Path("recipes")).relative((2, 3, 4))

@@ -110,6 +110,22 @@ MISTAKES = [
     ("windows: 20", "windows: 20\n  windows: 30", "13:3: 'windows' is here twice; first in line 12. Remove one."),
     ("validate:", "validat:", "11:1: unknown section 'validat'. Did you mean 'validate'?"),
     ("scale_dtype: fp16", "target: coreml", "target is 'coreml'; expected 'mnn-llm', 'mnn' or 'onnxruntime-genai'."),
+    ("scale_dtype: fp16", "target: mnn-lm", "14:11: target is 'mnn-lm'; expected 'mnn-llm', 'mnn' or 'onnxruntime-genai'. Did"),
+    ("scale_dtype: fp16", "target: json.tool", "14:11: module 'json.tool' must define one target, it defines 0"),
+    ("scale_dtype: fp16", "target: no.such", "14:11: there is no target module 'no.such': No module named 'no'"),
+    ("scale_dtype: fp16", "target: [mnn]", "14:11: target is ['mnn']; expected 'mnn-llm', 'mnn' or 'onnxruntime-genai'."),
+    (
+        "scale_dtype: fp16",
+        "three_bit: folded",
+        "14:3: unknown option 'three_bit'. It is an option of target: onnxruntime-genai; this target has scale_dtype.",
+    ),
+    (
+        "scale_dtype: fp16",
+        "target: onnxruntime-genai\n  scale_dtype: fp32",
+        "15:3: unknown option 'scale_dtype'. It is an option of target: mnn-llm and mnn; this target has three_bit.",
+    ),
+    ("convert:\n  scale_dtype: fp16", "convert: [{target: mnn}, {target: mnn}]", "13:26: convert names the target mnn twice."),
+    ("convert:\n  scale_dtype: fp16", "convert: [{target: mnn-llm}, {target: mnn}]", "13:10: mnn and mnn-llm both make the"),
     ("block_size: 64", "scale_dtype: fp32", "14:3: scale_dtype fp16 cannot hold the scales of quantize_matmul (line 7)"),
     (
         "method: mse",

@@ -119,7 +119,7 @@ def test_scales_in_fp32(results: Callable[..., Path], zero_point: str) -> None:
     quantize = f"quantize_matmul: {{bits: 3, block_size: 32, scale_dtype: fp32, zero_point: {zero_point}}}"
     folder = results(NARROW, quantize, convert="convert: {scale_dtype: fp32}")
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert (manifest["hand_offs"]["mnn"]["scale_dtype"], manifest["hand_offs"]["mnn"]["bit_exact"]) == ("fp32", True)
+    assert (manifest["hand_offs"]["mnn"]["options"]["scale_dtype"], manifest["hand_offs"]["mnn"]["bit_exact"]) == ("fp32", True)
 
 
 def test_a_tied_table_quantized_alike_is_stored_once(results: Callable[..., Path]) -> None:

@@ -14,9 +14,9 @@ from lowbit.passes.narrow_embedding import NarrowEmbedding
 from lowbit.passes.quantize_matmul import QuantizeMatmul
 from lowbit.passes.remove_identities import RemoveIdentities
 from lowbit.passes.split_projections import SplitProjections
-from lowbit.pipeline.convert.registry import TARGETS
+from lowbit.pipeline.convert.registry import find_target, make_target
 from lowbit.pipeline.errors import ConvertError
-from lowbit.pipeline.recipe.sections import Convert
+from lowbit.pipeline.recipe.targets import find_options
 from tests.conftest import Exported
 from tests.pipeline.chat_templates import TEMPLATES
 from tests.pipeline.convert.mnn import test_tokenizer
@@ -73,7 +73,7 @@ def refusal(exported: Exported, family: Family, target: str) -> str:
     for one in (RemoveIdentities(), NarrowEmbedding(), *split, QuantizeMatmul(bits=4, block_size=32)):
         one.apply(graph)
     try:
-        TARGETS[target](Convert.model_validate({"target": target}), checkpoint).rehearse(graph)
+        make_target(find_options(target)(), checkpoint).rehearse(graph)
     except (PassError, ConvertError) as error:
         return str(error).replace(f"{checkpoint.folder / 'config.json'}: ", "")
     return ""
@@ -109,7 +109,7 @@ def test_every_engine_computes_the_same_at_4_3_and_2_bits(exported: Exported, re
     assert len(manifest["hand_offs"]) == len(targets) >= 1
     for engine, made in manifest["hand_offs"].items():
         figures = manifest["quality"][engine]
-        exact = figures[TARGETS[made["target"]].exact]
+        exact = figures[next(iter(find_target(made["target"]).modes))]
         assert exact["relative_error"] < 1e-4
         assert exact["cache_relative_error"] < 1e-4
         assert exact["greedy_equal"] == 32

@@ -104,7 +104,7 @@ def test_the_plan_is_what_a_run_gives(build: Path, tmp_path: Path) -> None:
         weights = (build / f"demo-q{bits}" / "mnn" / "llm.mnn.weight").stat().st_size
         table = (build / f"demo-q{bits}" / "mnn" / "embeddings_bf16.bin").stat().st_size
         assert plan.onnx_bytes == pytest.approx(data, rel=0.005)
-        assert plan.mnn_bytes == pytest.approx(weights + table, rel=0.005)
+        assert plan.hand_off_bytes["mnn-llm"] == pytest.approx(weights + table, rel=0.005)
         assert all(one.cached for one in plan.weights)
         assert len(plan_tables(plan)) == 2
         fresh = make_plan(plan.recipe, tmp_path, None)
@@ -350,7 +350,7 @@ def test_the_flagship_plans_on_its_true_shape(tmp_path: Path, bits: int, flagshi
     found = make_plan(load_recipe(ROOT / "recipes" / f"deepseek-r1-7b-q{bits}.yaml"), tmp_path, flagship())
     assert len(found.weights) == 197
     assert found.source_bytes == pytest.approx(15.23e9, rel=0.001)
-    assert found.disk_bytes < 2.2 * (found.onnx_bytes + found.mnn_bytes)
+    assert found.disk_bytes < 2.2 * (found.onnx_bytes + found.hand_off_bytes["mnn-llm"])
     assert found.memory_bytes < 4e9
     expected = {4: 4 + 16 / 128 + 4 / 128, 3: 3 + 32 / 64, 2: 2 + 32 / 32}[bits]
     assert found.bits_per_weight == pytest.approx(expected, rel=0.09)

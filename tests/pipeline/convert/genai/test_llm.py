@@ -99,7 +99,7 @@ def test_the_plan_states_its_size(tiny: Callable[..., Path], tmp_path: Path, thr
     plan = make_plan(load_recipe(path), tmp_path / "build", None)
     folder = run_recipe(load_recipe(path), tmp_path / "build", None, Console(quiet=True))
     made = (folder / "genai" / "model.onnx.data").stat().st_size
-    assert plan.hand_off_bytes() == {"onnxruntime-genai": pytest.approx(made, rel=0.005)}
+    assert plan.hand_off_bytes == {"onnxruntime-genai": pytest.approx(made, rel=0.005)}
 
 
 def test_one_recipe_for_two_engines(results: Callable[..., Path]) -> None:
