@@ -1,1 +1,1 @@
-"""Graph-to-graph rewrites. Every module here without a leading underscore (and `base`) is one pass."""
+"""Graph-to-graph rewrites. Every module here but `base` and `registry` is one pass."""

@@ -9,16 +9,16 @@ from typing import Annotated, Literal, Self
 import onnx_graphsurgeon as gs
 from pydantic import Field, model_validator
 
-from lowbit.passes._matmul_options import MatmulOptions
-from lowbit.passes.base import Outcome, PassError, Phase
+from lowbit.passes.base import Outcome, Pass, PassError, Phase
 from lowbit.passes.quant.format import BlockFormat
+from lowbit.passes.quantize_matmul import MatmulOptions
 
 UNITS = {"MB": 10**6, "GB": 10**9}
 Bits = Literal[2, 3, 4, 8]
 BlockSize = Literal[16, 32, 64, 128, 256]
 
 
-class AllocateBits(MatmulOptions):
+class AllocateBits(MatmulOptions, Pass):
     """Give every weight the bits and block size that fit a budget with the least expected damage.
 
     A run measures what each weight costs at each choice and solves the integer programme exactly; what it found is an

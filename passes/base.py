@@ -54,8 +54,7 @@ class Pass(Options):
 
     @property
     def plain(self) -> Pass | None:
-        """The pass with codes by plain rounding, or None if it is only there to make rounding better: what results are
-        compared with."""
+        """What results are compared with: the pass with codes by plain rounding, None if it only makes rounding better."""
         return self
 
     @property

@@ -2,21 +2,50 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 import onnx_graphsurgeon as gs
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
-from lowbit.passes._matmul_options import MatmulOptions
-from lowbit.passes.base import Outcome, PassError
+from lowbit.passes.base import Options, Outcome, Pass, PassError, Phase
 from lowbit.passes.graph.match import MatmulWeight, matmul_weight
 from lowbit.passes.graph.names import layer_name, select
 from lowbit.passes.graph.quantized_ops import add_matmul, quantized_weight
-from lowbit.passes.quant.format import BlockFormat
+from lowbit.passes.methods.rtn import Rtn
+from lowbit.passes.quant.format import BlockFormat, ScaleDtype, ZeroPoint
 from lowbit.passes.quant.quantized_weight import QuantizedWeight
+from lowbit.passes.registry import MethodChoice
 
 
-class QuantizeMatmul(MatmulOptions):
+class MatmulOptions(Options):
+    """Options that `quantize_matmul` and `allocate_bits` share."""
+
+    symmetric: bool = False
+    """Without zero points: smaller by bits / block_size per weight, less accurate at 2 and 3 bits."""
+    zero_point: ZeroPoint = "integer"
+    """`float`: more accurate, and free in MNN, which stores offsets anyway; onnxruntime's file grows by 16 bits a block and
+    is computed in float32, slowly."""
+    method: MethodChoice = Rtn()
+    """How codes are chosen: a file of passes/methods/."""
+    scale_dtype: ScaleDtype = "fp16"
+    """fp16 halves the scales; they are chosen so that fp16 holds them and MNN's offsets exactly."""
+    include: tuple[str, ...] = ("*",)
+    """Globs on layer names, such as `*.down_proj` or `lm_head`."""
+    exclude: tuple[str, ...] = ()
+    """Globs on layer names to leave as they are; stronger than `include`."""
+    accuracy_level: Annotated[int, Field(ge=0, le=4)] = 4
+    """onnxruntime's arithmetic: 4 = int8 activations (fast), 0 = float32 (exact)."""
+
+    @property
+    def plain(self) -> Self:
+        return self.model_copy(update={"method": Rtn(), "zero_point": "integer"})
+
+    @property
+    def phases(self) -> frozenset[Phase]:
+        return frozenset({"calibration"} if self.method.calibrated else ())
+
+
+class QuantizeMatmul(MatmulOptions, Pass):
     """Block-quantize the constant right-hand side of every matching MatMul.
 
     Cases: the weight may be stored [N, K] behind a Transpose (as PyTorch exports it) or [K, N]; K need not

@@ -20,9 +20,9 @@ T = TypeVar("T")
 
 
 def names_in(package: ModuleType) -> list[str]:
-    """Names of the public modules of a package, sorted; packages within it are no words of a recipe."""
+    """The words of a package, sorted: its modules but `base` and `registry`; packages within it are no words."""
     found = pkgutil.iter_modules(package.__path__)
-    return sorted(m.name for m in found if not m.ispkg and not m.name.startswith("_") and m.name not in ("base", "registry"))
+    return sorted(m.name for m in found if not m.ispkg and m.name not in ("base", "registry"))
 
 
 def did_you_mean(word: str, known: list[str]) -> str:

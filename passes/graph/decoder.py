@@ -148,6 +148,7 @@ def _norm(gamma: gs.Constant) -> Norm:
 
 
 def made_by(tensor: gs.Tensor, where: str, *ops: str) -> gs.Node:
+    """The node that makes a tensor, behind casts; it must be one of `ops`."""
     node = producer(behind(tensor))
     need(node is not None and node.op in ops, f"{where}: expected {' or '.join(ops)}, found {node.op if node else 'an input'}.")
     assert node is not None

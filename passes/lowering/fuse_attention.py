@@ -41,7 +41,7 @@ class FuseAttention(Pass):
 
 
 def _tables(rotary: Rotary, number: int, length: int) -> list[gs.Constant]:
-    """cos and sin, each float32 [length, rotated dimensions / 2], computed as float64."""
+    """Make cos and sin, each float32 [length, rotated dimensions / 2], computed as float64."""
     angles = np.arange(length, dtype=np.float64)[:, None] * rotary.inv_freq.astype(np.float64)
     return [
         gs.Constant(f"rotary.{number}.{name}", (function(angles) * rotary.scaling).astype(np.float32))
@@ -85,7 +85,7 @@ def _rewrite(graph: gs.Graph, layer: Attention, window: int, shared: list[gs.Ten
 
 
 def _normed(graph: gs.Graph, x: gs.Tensor, norm: Norm | None, heads: int, head_dim: int) -> gs.Tensor:
-    """x [batch, tokens, heads * head_dim], each head or all of it normed where the layer does so."""
+    """Norm x [batch, tokens, heads * head_dim], each head or all of it, where the layer does so."""
     if norm is None:
         return x
     if norm.gamma.shape[0] != head_dim:

@@ -57,7 +57,7 @@ def _check(layer: Attention, rotaries: list[Rotary]) -> None:
 
 
 def _tables(graph: gs.Graph, rotary: Rotary, positions: gs.Tensor, head_dim: int) -> tuple[gs.Tensor, gs.Tensor]:
-    """cos and sin, each float32 [1, tokens, 1, head_dim]."""
+    """Make cos and sin, each float32 [1, tokens, 1, head_dim]."""
 
     def add(op: str, name: str, inputs: list[gs.Tensor], **attrs: object) -> gs.Tensor:
         output = gs.Variable(f"rotary.{name}", np.float32)

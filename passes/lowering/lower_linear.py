@@ -44,7 +44,7 @@ class LowerLinear(Pass):
 
 
 def _pad(graph: gs.Graph, name: str, x: gs.Tensor, count: int) -> gs.Tensor:
-    """x [1, tokens, K] with `count` zeros after its last axis."""
+    """Pad x [1, tokens, K] with `count` zeros after its last axis."""
     pads = gs.Constant(f"{name}.pads", np.array([0, 0, 0, 0, 0, count], np.int64))
     padded = gs.Variable(f"{name}.padded", np.float32)
     graph.nodes.append(gs.Node("Pad", padded.name, {"mode": "constant"}, [x, pads], [padded]))

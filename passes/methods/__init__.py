@@ -1,1 +1,1 @@
-"""How codes are chosen. Every module here without a leading underscore (and `base`) is one method."""
+"""How codes are chosen. Every module here is one method."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from lowbit.passes.methods._free_grid import on_grid
-from lowbit.passes.methods._tiles import LANES, load_tile, look_up, round_scales, run_kernel, store_codes
 from lowbit.passes.methods.rtn import full_range
 from lowbit.passes.quant.format import BlockFormat, Blocks
+from lowbit.passes.quant.free_grid import on_grid
 from lowbit.passes.quant.hessian import Hessian
 from lowbit.passes.quant.method import Method
+from lowbit.passes.quant.tiles import LANES, load_tile, look_up, round_scales, run_kernel, store_codes
 
 
 class Hqq(Method):

@@ -7,12 +7,12 @@ from dataclasses import replace
 import numba
 import numpy as np
 
-from lowbit.passes.methods._free_grid import fit
-from lowbit.passes.methods._tiles import LANES, load_tile, look_up, round_scales, run_kernel, store_codes
 from lowbit.passes.methods.rtn import full_range
 from lowbit.passes.quant.format import BlockFormat, Blocks
+from lowbit.passes.quant.free_grid import fit
 from lowbit.passes.quant.hessian import Hessian
 from lowbit.passes.quant.method import Method
+from lowbit.passes.quant.tiles import LANES, load_tile, look_up, round_scales, run_kernel, store_codes
 
 FACTORS = np.linspace(1.0, 0.4, 8, dtype=np.float32)
 """Shares of the full range that are tried; 1 is round to nearest, which the result is never worse than."""

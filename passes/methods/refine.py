@@ -176,7 +176,7 @@ def _refit_both(pull, own, steps, spread, flat, scale, offset, table, smallest):
 
 @numba.njit(inline="always", error_model="numpy")
 def _spread(own, steps, spread):  # type: ignore[no-untyped-def]
-    """spread = own times steps."""
+    """Set `spread` to own times steps."""
     spread[:] = 0
     for i in range(steps.size):
         if steps[i] != 0:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from lowbit.passes.methods._free_grid import full_span
-from lowbit.passes.methods._tiles import LANES, load_tile, look_up, round_scales, run_kernel, store_codes
 from lowbit.passes.quant.format import BlockFormat, Blocks
+from lowbit.passes.quant.free_grid import full_span
 from lowbit.passes.quant.hessian import Hessian
 from lowbit.passes.quant.method import Method
+from lowbit.passes.quant.tiles import LANES, load_tile, look_up, round_scales, run_kernel, store_codes
 
 
 class Rtn(Method):

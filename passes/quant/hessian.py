@@ -61,7 +61,7 @@ class Hessian:
         return self._factors(damping, ordered)[0]
 
     def solve(self, rows: np.ndarray, damping: float) -> np.ndarray:
-        """rows (H + damping * mean(diagonal) * I)^-1, float32 [rows, K]: forward and back substitution, tile by tile."""
+        """Return rows (H + damping * mean(diagonal) * I)^-1, float32 [rows, K]: forward and back substitution by tiles."""
         unit, pivots = self._factors(damping, False)
         found = np.array(rows, np.float32)
         k = len(unit)

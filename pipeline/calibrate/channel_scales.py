@@ -13,7 +13,7 @@ import onnx_graphsurgeon as gs
 from threadpoolctl import threadpool_limits
 
 from lowbit.passes.graph.quantized_ops import quantized_matmuls
-from lowbit.passes.methods._scale_search import search
+from lowbit.passes.methods.awq import search_scale
 from lowbit.passes.quant.scaled_weight import ChannelScale, read_scale
 from lowbit.pipeline.calibrate.activations import SideBySide
 from lowbit.pipeline.calibrate.subgraphs import Product, Stages
@@ -90,7 +90,7 @@ def set_to_one(graph: gs.Graph) -> bool:
 def _search(model: SideBySide, one: Search, store: Store) -> None:
     def write(folder: Path) -> dict[str, Any]:
         x = model.sample(one.products[0].x, TOKENS)
-        np.save(folder / VALUES, search(x, [product.weight for product in one.products], one.scale))
+        np.save(folder / VALUES, search_scale(x, [product.weight for product in one.products], one.scale))
         return {}
 
     store.put(one.key, write)

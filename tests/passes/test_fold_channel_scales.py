@@ -10,7 +10,7 @@ import pytest
 from lowbit.passes.base import PassError
 from lowbit.passes.fold_channel_scales import FoldChannelScales
 from lowbit.passes.graph.quantized_ops import quantized_matmuls
-from lowbit.passes.methods._scale_search import search
+from lowbit.passes.methods.awq import search_scale
 from lowbit.passes.methods.gptq import Gptq
 from lowbit.passes.methods.mse import Mse
 from lowbit.passes.methods.rtn import Rtn
@@ -100,7 +100,7 @@ def test_the_search_equals_reference(method: Method, zero_point: Any) -> None:
     x[:, ::16] *= 20
     form = BlockFormat(3, 32, False, "fp16", zero_point)
     layers = [QuantizedWeight(n, ArrayWeight(random(24, 64, seed=i)), form, method) for i, n in enumerate("ab")]
-    found = search(x, layers, ChannelScale("x", 64, 10))
+    found = search_scale(x, layers, ChannelScale("x", 64, 10))
     plain = Rtn() if method.calibrated else method
     errors = []
     for i in range(10):

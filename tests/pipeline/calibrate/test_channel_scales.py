@@ -37,15 +37,15 @@ def values(exported: Exported, root: Path, bits: int = 2) -> list[bytes]:
 
 def test_a_stopped_search_goes_on(exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, searched = values(exported, tmp_path / "whole"), []
-    search = channel_scales.search
+    search_scale = channel_scales.search_scale
 
     def stops(*arguments: object) -> np.ndarray:
         searched.append(1)
         if len(searched) == 6:
             raise KeyboardInterrupt
-        return search(*arguments)  # type: ignore[arg-type]
+        return search_scale(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(channel_scales, "search", stops)
+    monkeypatch.setattr(channel_scales, "search_scale", stops)
     with pytest.raises(KeyboardInterrupt):
         values(exported, tmp_path / "stopped")
     assert values(exported, tmp_path / "stopped") == whole
