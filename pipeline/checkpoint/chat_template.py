@@ -1,12 +1,13 @@
 """A chat template is a program of the checkpoint's author: it is tried once, in a process that has little time and memory.
 
-Run as `python -m pipeline.template_check`, with the template, conversations and special tokens as JSON on its input.
+Run as `python -m lowbit.pipeline.checkpoint.chat_template`, with the template, conversations and special tokens as JSON on
+its input.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-import resource
 import subprocess
 import sys
 from typing import Any
@@ -43,7 +44,7 @@ def check_template(checkpoint: Checkpoint) -> None:
     if not (template := chat_template(checkpoint)):
         return
     asked = json.dumps({"template": template, "tokens": special_texts(checkpoint)})
-    command = [sys.executable, "-m", "lowbit.pipeline.checkpoint.chat_template"]
+    command = [sys.executable, "-P", "-m", "lowbit.pipeline.checkpoint.chat_template"]
     try:
         done = subprocess.run(command, input=asked, capture_output=True, text=True, errors="replace", timeout=60, check=False)
     except subprocess.TimeoutExpired as error:
@@ -62,9 +63,7 @@ def _main() -> None:
     from jinja2.exceptions import SecurityError, TemplateError, TemplateSyntaxError
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    _limit(resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime) + SECONDS)
-    _limit(resource.RLIMIT_AS, psutil.Process().memory_info().vms + BYTES)
+    _limit_resources()
     for conversation in CONVERSATIONS:
         try:
             render_jinja_template(
@@ -76,9 +75,19 @@ def _main() -> None:
             continue
 
 
-def _limit(what: int, most: int) -> None:
-    _, hard = resource.getrlimit(what)
-    resource.setrlimit(what, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+def _limit_resources() -> None:
+    """Little time and memory from here on, beyond what the imports took."""
+    import resource  # no module of every system
+
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    most = {
+        resource.RLIMIT_CPU: int(used.ru_utime + used.ru_stime) + SECONDS,
+        resource.RLIMIT_AS: psutil.Process().memory_info().vms + BYTES,
+    }
+    for what, limit in most.items():
+        _, hard = resource.getrlimit(what)
+        with contextlib.suppress(ValueError):  # macOS takes no limit of memory; that of time ends what runs away
+            resource.setrlimit(what, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
 
 
 def chat_template(checkpoint: Checkpoint) -> str:

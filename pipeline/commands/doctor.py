@@ -103,7 +103,7 @@ def _engine(name: str, code: str, works: str, package: str, optional: str | None
     if version is None:
         return name, optional is not None, f"not installed; {install}"
     try:
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=SECONDS, check=False)
+        done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=SECONDS, check=False)
     except subprocess.TimeoutExpired:
         return name, False, f"{version} hangs; {install}"
     if done.returncode == 0:

@@ -68,7 +68,7 @@ def _write_product(file: Path, shape: tuple[int, int]) -> None:
 
 
 def _microseconds(engine: str, folder: Path) -> float:
-    command = [sys.executable, "-m", "lowbit.pipeline.commands.measure_worker", engine, str(folder)]
+    command = [sys.executable, "-P", "-m", "lowbit.pipeline.commands.measure_worker", engine, str(folder)]
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     if found.returncode:
         raise PipelineError(f"{ENGINES[engine]} did not run here: {found.stderr.strip().splitlines()[-1:]}")

@@ -1,4 +1,4 @@
-"""Within a process of its own: times weight by vector; `python -m pipeline.convert.product_run ENGINE FOLDER`."""
+"""Within a process of its own: times weight by vector; `python -m lowbit.pipeline.commands.measure_worker ENGINE FOLDER`."""
 
 from __future__ import annotations
 

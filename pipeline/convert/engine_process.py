@@ -87,12 +87,9 @@ def run_module(engine: str, module: str, what: Path, request: Path, result: Path
         ConvertError: it crashed, or wrote no result; with its last lines.
     """
     result.unlink(missing_ok=True)
-    command = [sys.executable, "-m", module, str(request), str(result)]
+    command = [sys.executable, "-P", "-m", module, str(request), str(result)]
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", check=False, cwd=Path(__file__).parents[2],
-            timeout=SECONDS,
-        )  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, timeout=SECONDS)
     except subprocess.TimeoutExpired as error:
         raise ConvertError(f"{engine} did not finish {what} in {SECONDS} s and was stopped.") from error
     if done.returncode or not result.exists():

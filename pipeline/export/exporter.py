@@ -7,7 +7,6 @@ names, and `bind` ties them to the .safetensors files they stay in.
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 import warnings
 from pathlib import Path
@@ -41,8 +40,7 @@ def export_graph(checkpoint: Checkpoint, options: Export, path: Path) -> None:
     from lowbit.pipeline.export.torch_patches import dense_experts, empty_parameters, weightless_export
 
     decoder = options.task == "text-generation-with-past"
-    noise = io.StringIO()
-    with warnings.catch_warnings(), contextlib.redirect_stdout(noise), contextlib.redirect_stderr(noise):
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
         try:

@@ -18,19 +18,27 @@ from lowbit.pipeline.recipe.sections import ONNX_SUFFIX, ORDER, SECTIONS, Conver
 from lowbit.pipeline.recipe.targets import DEFAULT, find_options, targets_with
 from lowbit.pipeline.recipe.yaml_reader import Document, read
 
+RECIPES = Path(__file__).parents[2] / "recipes"
+"""Those that come along: `recipes/` beside `pipeline/`, in a checkout as in an installed package."""
+
 
 def find_recipe(name: str, folder: Path = Path("recipes")) -> Path:
-    """The file of a recipe, given by its path or by its name in `folder`."""
+    """The file of a recipe, given by its path, or by its name in `folder` or among those that come along.
+
+    Raises:
+        RecipeError: there is none.
+    """
     path = Path(name)
-    if path.suffix in (".yaml", ".yml") or path.exists():
+    if path.suffix in (".yaml", ".yml") or path.is_file():
         if not path.is_file():
             raise RecipeError(path, "no such recipe file.")
         return path
-    path = folder / f"{name}.yaml"
-    if not path.is_file():
-        known = sorted(p.stem for p in folder.glob("*.yaml"))
-        raise RecipeError(path, f"no such recipe. {did_you_mean(name, known)}")
-    return path
+    folders = [one for one in (folder, RECIPES) if one.is_dir()]
+    for one in folders:
+        if (path := one / f"{name}.yaml").is_file():
+            return path
+    known = sorted({file.stem for one in folders for file in one.glob("*.yaml")})
+    raise RecipeError(folders[0] / f"{name}.yaml", f"no such recipe. {did_you_mean(name, known)}")
 
 
 def load_recipe(file: Path) -> Recipe:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from lowbit.pipeline.report.peak_memory import PeakMemory
 
 
 @dataclass
@@ -42,8 +42,7 @@ class Steps:
         record = Record(name, options)
         columns = (SpinnerColumn(), TextColumn("{task.description:<18}"), BarColumn(24), TextColumn("{task.fields[rate]}"))
         start = time.monotonic()
-        _reset_peak()
-        children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+        memory = PeakMemory()
         with Progress(
             *columns, TimeElapsedColumn(), console=self.console, transient=True, disable=not self.console.is_terminal
         ) as bar:
@@ -54,8 +53,7 @@ class Steps:
 
             yield record, report
         record.seconds = round(time.monotonic() - start, 3)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-        record.peak_rss_bytes = max(_peak(), after * 1024 if after > children else 0)
+        record.peak_rss_bytes = memory.peak()
         self.records.append(record)
         self.console.print(_line(record), highlight=False)
 
@@ -68,20 +66,3 @@ def _line(record: Record) -> str:
     return (
         f"  {record.name:<18} {what:<9} {record.seconds:7.1f} s {record.peak_rss_bytes / 1e6:7.0f} MB  {count}{skipped}{notes}"
     )
-
-
-def _reset_peak() -> None:
-    """Let the kernel count the peak of resident memory anew (proc(5), clear_refs); Linux only."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return
-
-
-def _peak() -> int:
-    """Peak resident memory since `_reset_peak`, bytes; of the process's whole life where that is unknown."""
-    try:
-        status = Path("/proc/self/status").read_text()
-        return int(status.split("VmHWM:")[1].split()[0]) * 1024
-    except (OSError, IndexError):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

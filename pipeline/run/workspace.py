@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from lowbit.pipeline.errors import PipelineError
 from lowbit.pipeline.recipe.targets import find_options, target_names
@@ -18,18 +19,15 @@ from lowbit.pipeline.report.manifest import MANIFEST, read_manifest
 @contextmanager
 def locked(target: Path) -> Iterator[None]:
     """Hold the folder's lock, or say who does."""
-    with (target / ".lock").open("a+") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            stream.seek(0)
-            raise PipelineError(
-                f"{target}: another run (process {stream.read().strip()}) is working here; wait for it, or stop it."
-            ) from None
-        stream.truncate(0)
-        stream.write(str(os.getpid()))
-        stream.flush()
-        yield
+    file = target / ".lock"
+    try:
+        with FileLock(file, timeout=0):
+            file.write_text(str(os.getpid()), "ascii")
+            yield
+    except Timeout:
+        raise PipelineError(
+            f"{target}: another run (process {file.read_text('ascii').strip()}) is working here; wait for it, or stop it."
+        ) from None
 
 
 @contextmanager

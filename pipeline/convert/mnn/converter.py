@@ -45,7 +45,7 @@ def write_json(document: dict[str, Any], target: Path, scratch: Path) -> None:
 
 def _run(target: Path, *arguments: str) -> str:
     target.unlink(missing_ok=True)
-    command = [sys.executable, "-c", _CALL, *arguments]
+    command = [sys.executable, "-P", "-c", _CALL, *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, timeout=SECONDS)
     except subprocess.TimeoutExpired as error:
