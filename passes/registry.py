@@ -9,11 +9,11 @@ import pkgutil
 from types import ModuleType
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BeforeValidator, PlainSerializer, SerializeAsAny, ValidationError
+from pydantic import BeforeValidator, PlainSerializer, SerializeAsAny, ValidationError, ValidationInfo
 
+import lowbit.passes.methods as methods  # not from: the package asks this module for its names
 from lowbit import passes
-from lowbit.passes import methods
-from lowbit.passes.base import Pass
+from lowbit.passes.base import Pass, first_mistake, option_mistake
 from lowbit.passes.quant.method import Method
 
 T = TypeVar("T")
@@ -78,32 +78,52 @@ def classes_in(module: ModuleType, kind: type[T]) -> list[type[T]]:
     return [c for c in vars(module).values() if isinstance(c, type) and issubclass(c, kind) and c.__module__ == module.__name__]
 
 
-def _parse(value: Any) -> Any:
+def word_of(options: Pass | Method) -> str:
+    """What a recipe calls a pass or a method: the name of its file here, the dotted name of a plug-in's module."""
+    package, _, name = type(options).__module__.rpartition(".")
+    return name if package in (passes.__name__, methods.__name__) else f"{package}.{name}"
+
+
+def class_called(name: str, package: ModuleType) -> type[Pass] | type[Method]:
+    """The class `QuantizeMatmul` of the file `quantize_matmul.py` of a package.
+
+    Raises:
+        AttributeError: there is no such file.
+    """
+    for word in names_in(package):
+        if class_name(word) == name:
+            found: type[Pass] | type[Method] = getattr(importlib.import_module(f"{package.__name__}.{word}"), name)
+            return found
+    raise AttributeError(f"module '{package.__name__}' has no attribute '{name}'", name=name, obj=package)
+
+
+def class_name(word: str) -> str:
+    """What the class of a file is called: `QuantizeMatmul` for `quantize_matmul`."""
+    return "".join(part.capitalize() for part in word.split("_"))
+
+
+def _parse(value: Any, info: ValidationInfo) -> Any:
+    """A method from what stands for it: itself, its name, or its name with its options."""
     if isinstance(value, Method):
         return value
-    name: Any = value
-    options: Any = {}
-    if isinstance(value, dict) and len(value) == 1:
-        ((name, options),) = value.items()
-    if not isinstance(name, str):
+    name, options = next(iter(value.items())) if isinstance(value, dict) and len(value) == 1 else (value, None)
+    if not isinstance(name, str) or not isinstance(options, dict | None):
         raise ValueError("a method is a name such as rtn, or one name with its options: {hqq: {iterations: 30}}")
     try:
-        method = find_method(name)
+        kind = find_method(name)
     except KeyError as error:
         raise ValueError(error.args[0]) from None
+    if info.mode == "python":
+        return kind(**(options or {}))
     try:
-        return method.model_validate_json(json.dumps(options or {}))
-    except ValidationError as error:
-        first = error.errors()[0]
-        fields = ", ".join(method.model_fields) or "none"
-        raise ValueError(f"{name}: {'.'.join(map(str, first['loc']))}: {first['msg']}. Options: {fields}.") from None
+        return kind.model_validate_json(json.dumps(options or {}))
+    except ValidationError as errors:
+        raise ValueError(f"{name}: {option_mistake(first_mistake(errors), kind)}") from None
 
 
-def _name(method: Method) -> Any:
-    module = type(method).__module__
-    name = module.rpartition(".")[2] if module.startswith("lowbit.passes.methods.") else module
+def _as_written(method: Method) -> Any:
     options = method.model_dump(exclude_defaults=True)
-    return {name: options} if options else name
+    return {word_of(method): options} if options else word_of(method)
 
 
-MethodChoice = Annotated[SerializeAsAny[Method], BeforeValidator(_parse), PlainSerializer(_name)]
+MethodChoice = Annotated[SerializeAsAny[Method], BeforeValidator(_parse), PlainSerializer(_as_written)]

@@ -22,6 +22,7 @@ from lowbit.passes.quant.method import Method
 from lowbit.passes.quant.pack import pack_codes, pack_lsb
 from lowbit.passes.quant.parallel import in_order
 from lowbit.passes.quant.weights import Weight, as_bits
+from lowbit.passes.registry import word_of
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,12 @@ class QuantizedWeight:
 
     @property
     def method_name(self) -> str:
-        return type(self.method).__module__.rpartition(".")[2]
+        return word_of(self.method)
 
     @property
     def made_by(self) -> str:
         """The method that chooses the codes, and the pass that trains them."""
-        return self.method_name + ("" if self.training is None else f" + {type(self.training).__module__.rpartition('.')[2]}")
+        return self.method_name if self.training is None else f"{self.method_name} + {word_of(self.training)}"
 
     @cached_property
     def shapes(self) -> dict[str, tuple[tuple[int, ...], int]]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from lowbit.passes import methods
-from lowbit.passes.base import READING, Options
+from lowbit.passes.base import READING, Options, first_mistake, option_mistake
 from lowbit.passes.registry import did_you_mean, find_method, find_pass, names_in
 from lowbit.pipeline.errors import Position, RecipeError
 from lowbit.pipeline.recipe.recipe import Recipe, Step
@@ -137,7 +137,7 @@ def _options(document: Document, kind: type[Options], options: Any, path: tuple[
     try:
         return kind.model_validate_json(json.dumps(options))
     except ValidationError as errors:
-        error = errors.errors()[0]
+        error = first_mistake(errors)
         place = (*path, *error["loc"])
         if error["type"] == "extra_forbidden":
             where = document.keys.get(place, document.position(place))
@@ -146,29 +146,13 @@ def _options(document: Document, kind: type[Options], options: Any, path: tuple[
         raise RecipeError(where, _sentence(error, kind)) from None
 
 
-def _sentence(error: Any, kind: type[Options]) -> str:
-    """What pydantic found, said for somebody who looks at YAML."""
-    name = ".".join(str(part) for part in error["loc"])
-    match error["type"]:
-        case "extra_forbidden":
-            return f"unknown option '{name}'. {_field_like(name, kind)}"
-        case "missing":
-            return f"the option '{name}' is required."
-        case "literal_error":
-            return f"{name} is {error['input']!r}; expected {error['ctx']['expected']}."
-        case "value_error":
-            return f"{name}: {error['ctx']['error']}" if name else f"{error['ctx']['error']}."
-    message = error["msg"].replace("Input should be", "expected").replace("a valid array", "a list")
-    return f"{name} is {error['input']!r}; {message[0].lower()}{message[1:]}."
-
-
-def _field_like(name: str, kind: type[Options]) -> str:
-    known = sorted(kind.model_fields, key=lambda field: field not in kind.__annotations__)  # its own first, then shared ones
-    if issubclass(kind, Convert) and (owners := targets_with(name)):
-        others = ", ".join(option for option in known if option != "target") or "none"
-        return f"It is an option of target: {' and '.join(owners)}; this target has {others}."
-    near = difflib.get_close_matches(name.rpartition(".")[2].lower(), known, n=1, cutoff=0.5)
-    return f"Did you mean '{near[0]}'?" if near else f"Options: {', '.join(known) or 'none'}."
+def _sentence(error: ErrorDetails, kind: type[Options]) -> str:
+    """What is wrong; an option of another target says whose it is."""
+    if error["type"] == "extra_forbidden" and issubclass(kind, Convert) and (owners := targets_with(str(error["loc"][-1]))):
+        others = ", ".join(option for option in kind.model_fields if option != "target") or "none"
+        name = error["loc"][-1]
+        return f"unknown option '{name}'. It is an option of target: {' and '.join(owners)}; this target has {others}."
+    return option_mistake(error, kind)
 
 
 def _check_scale_dtypes(document: Document, recipe: Recipe) -> None:

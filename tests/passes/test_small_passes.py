@@ -13,7 +13,6 @@ from lowbit.passes.narrow_embedding import NarrowEmbedding
 from lowbit.passes.quant.weights import ArrayWeight
 from lowbit.passes.quantize_embedding import QuantizeEmbedding
 from lowbit.passes.quantize_matmul import QuantizeMatmul
-from lowbit.passes.registry import find_pass
 from lowbit.passes.remove_identities import RemoveIdentities
 from tests.graphs import dequantized, graph, ops, random, run, weights_of
 
@@ -114,14 +113,6 @@ def test_remove_identities_keeps_outputs_and_real_casts() -> None:
     assert RemoveIdentities().apply(g).rewritten == ()
     assert RemoveIdentities().may_rewrite_nothing
     assert not QuantizeMatmul(bits=4).may_rewrite_nothing
-
-
-def test_a_dotted_name_loads_a_plug_in() -> None:
-    assert find_pass("lowbit.passes.quantize_matmul") is QuantizeMatmul
-    with pytest.raises(KeyError, match="there is no pass module 'no.such'"):
-        find_pass("no.such")
-    with pytest.raises(KeyError, match="must define one pass, it defines 0"):
-        find_pass("lowbit.passes.graph.names")
 
 
 TURNED = "g (float[m, 24] x) => (float[m, 40] y) {{ wt = Transpose <perm = [{perm}]> (w) y = MatMul (x, wt) }}"
