@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 MODEL := $(if $(model),--model $(model))
 
-.PHONY: run plan check frontier measure compare sweep chat doctor test lint schema bench bench-accuracy bench-decode bench-fit bench-peers clean help
+.PHONY: run plan check frontier measure compare sweep chat doctor test lint schema docs bench bench-accuracy bench-decode bench-fit bench-peers clean help
 .DEFAULT_GOAL := run
 
 run: $(READY)  ## make recipe=NAME [model=FOLDER]: run a recipe
@@ -45,6 +45,9 @@ lint: $(READY)  ## ruff, mypy --strict, and the floors of the house
 schema: $(READY)  ## write recipes/schema.json
 	@$(BIN)/python -m lowbit schema > recipes/schema.json
 
+docs: $(READY)  ## the documentation as a site in site/; a broken link is an error
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict && echo "  site/index.html"
+
 bench: $(READY)  ## make bench [shape=7b]: memory and time on a checkpoint of true size (0.5b by default), with peers
 	@$(BIN)/python -m tests.bench.scale $(if $(shape),--shape $(shape)) $(if $(windows),--windows $(windows))
 
@@ -57,11 +60,11 @@ bench-decode: $(READY)  ## make bench-decode [shape=0.5b]: tokens per second, ou
 bench-fit: $(READY)  ## mixed bits against uniform ones of the same size
 	@$(BIN)/python -m tests.bench.fit
 
-bench-peers: $(READY)  ## the README's table: onnxruntime's quantizer and MNN's converter beside ours
+bench-peers: $(READY)  ## a table of docs/quality.md: onnxruntime's quantizer and MNN's converter beside ours
 	@$(BIN)/python -m tests.bench.peers
 
-clean:  ## remove results (build/); the environment stays
-	rm -rf build
+clean:  ## remove results (build/) and the site; the environment stays
+	rm -rf build site
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  \1\t/' | expand -t 18

@@ -1,1 +1,1 @@
-"""Measurements for the README; each prints one table."""
+"""Measurements for docs/; each prints one table."""

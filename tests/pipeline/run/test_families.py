@@ -1,4 +1,4 @@
-"""The README's table of families: what each engine takes of them, tried out on tiny checkpoints of each."""
+"""The table of families in docs/families.md: what each engine takes of them, tried out on tiny checkpoints of each."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.pipeline.chat_templates import TEMPLATES
 from tests.pipeline.convert.mnn import test_tokenizer
 from tests.tiny import LLAMA3
 
-README = Path(__file__).parents[3] / "README.md"
+PAGE = Path(__file__).parents[3] / "docs" / "families.md"
 HEAD = "| | export, onnxruntime | onnxruntime-genai | MNN's LLM runtime | tokenizer | chat template |"
 TARGET_NAMES = ("onnxruntime-genai", "mnn-llm")
 
@@ -80,7 +80,7 @@ def refusal(exported: Exported, family: Family, target: str) -> str:
 
 
 def row_of(exported: Exported, name: str) -> str:
-    """The line of the README's table."""
+    """The line of the table."""
     family = FAMILIES[name]
     assert family.tokenizer is None or family.tokenizer in test_tokenizer.FAMILIES
     assert family.template is None or family.template in TEMPLATES
@@ -91,9 +91,9 @@ def row_of(exported: Exported, name: str) -> str:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_table_of_the_readme_is_true(exported: Exported, name: str) -> None:
+def test_the_table_of_families_is_true(exported: Exported, name: str) -> None:
     row = row_of(exported, name)
-    assert row in README.read_text("utf-8").splitlines(), f"README, What works: {row}"
+    assert row in PAGE.read_text("utf-8").splitlines(), f"{PAGE.name}: {row}"
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -126,8 +126,8 @@ def test_quantized_and_validated_in_onnxruntime(results: Callable[..., Path], na
     assert quality["top1_agreement"] > 0.9
 
 
-def test_the_table_of_the_readme_is_whole() -> None:
-    lines = README.read_text("utf-8").splitlines()
+def test_the_table_of_families_is_whole() -> None:
+    lines = PAGE.read_text("utf-8").splitlines()
     start = lines.index(HEAD) + 2
     rows = lines[start : lines.index("", start)]
     assert [row.split(" | ")[0].removeprefix("| ") for row in rows] == list(FAMILIES)
