@@ -1,7 +1,7 @@
 """Recipe options and commands -> the reference pages. mkdocs calls `on_page_markdown` for every page.
 
-A page says `<!-- options: passes -->`, `<!-- options: methods -->`, `<!-- options: sections -->` or `<!-- commands -->` where it wants
-a reference; it is made from the JSON schema of recipes and from the command line itself, so it cannot differ from them.
+A page says `<!-- options: sections -->` (or `passes`, or `methods`) or `<!-- commands -->` where it wants a reference. All
+of it is made from the JSON schema of recipes and from the command line itself, so it cannot differ from them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 def options_reference(schema: Schema, kind: str) -> str:
     """Markdown of every section, pass or method: a heading, what it does, a table of its options."""
     found = {"sections": _sections, "passes": _passes, "methods": _methods}[kind](schema)
-    return "\n\n".join(f"### {name} {{ #{kind}-{name} }}\n\n{_described(options)}" for name, options in found.items())
+    anchors = {name: re.sub(r"\W+", "-", f"{kind}-{name}") for name in found}
+    return "\n\n".join(f"### {name} {{ #{anchors[name]} }}\n\n{_described(options)}" for name, options in found.items())
 
 
 def commands_reference() -> str:

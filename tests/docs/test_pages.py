@@ -6,7 +6,6 @@ import ast
 import importlib
 import re
 import shlex
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,7 +49,7 @@ def blocks(language: str) -> list[Any]:
 
 
 @pytest.fixture
-def plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The passes and methods that pages ask the reader to write lie where they say, for a while."""
     written = {name: body for page in PAGES for name, body in FILE.findall(page.read_text("utf-8"))}
     assert {Path(name).parent.name for name in written} == {"passes", "methods"}
@@ -59,7 +58,6 @@ def plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         (tmp_path / name).write_text(body, "utf-8")
     for package, folder in ((passes, "passes"), (methods, "passes/methods")):
         monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path / folder)])
-    yield
 
 
 @pytest.mark.parametrize("block", blocks("yaml"))

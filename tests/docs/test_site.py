@@ -13,6 +13,7 @@ from lowbit import passes
 from lowbit.passes import methods
 from lowbit.passes.registry import find_method, find_pass, names_in
 from lowbit.pipeline.recipe.sections import SECTIONS
+from lowbit.pipeline.recipe.targets import find_options, target_names
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,12 +37,13 @@ def test_pages_load_nothing_from_elsewhere(site: Path) -> None:
 def test_the_reference_has_every_option(site: Path) -> None:
     text = (site / "reference" / "recipe.html").read_text("utf-8")
     kinds = {
-        **{f"sections-{name}": kind for name, kind in SECTIONS.items()},
+        **{f"sections-{name}": kind for name, kind in SECTIONS.items() if name != "convert"},
+        **{f"sections-convert-{name}": find_options(name) for name in target_names()},
         **{f"passes-{name}": find_pass(name) for name in names_in(passes)},
         **{f"methods-{name}": find_method(name) for name in names_in(methods)},
     }
     for anchor, kind in kinds.items():
-        _, found, after = text.partition(f'id="{anchor}')
+        _, found, after = text.partition(f'id="{anchor}"')
         assert found, anchor
         described = after.partition("<h3")[0]
         assert [name for name in kind.model_fields if f"<td><code>{name}</code></td>" not in described] == [], anchor
