@@ -118,7 +118,7 @@ def open_chat(folder: Path, runtime: str | None) -> Chat:
     """
     manifest = read_manifest(folder)
     there = [name for name in ENGINES if (folder / name).is_dir()]
-    if "kl_divergence" not in manifest["quality"].get("onnxruntime", {"kl_divergence": 0}):
+    if manifest.quality.outputs is not None:
         raise PipelineError(f"{folder}: this model writes no text, so there is nothing to talk to.")
     chosen = runtime or there[0]
     if chosen not in there:

@@ -9,7 +9,7 @@ from typing import Any
 from lowbit.pipeline.convert.registry import find_target
 from lowbit.pipeline.errors import PipelineError
 from lowbit.pipeline.onnx_io.writer import DATA, MODEL
-from lowbit.pipeline.report.manifest import read_manifest
+from lowbit.pipeline.report.manifest import Manifest, read_manifest
 from lowbit.pipeline.store.digests import sha256
 
 
@@ -20,7 +20,7 @@ def check_folder(folder: Path) -> dict[str, Any]:
         PipelineError: a file is missing or changed, or a code differs between the two models; names it.
     """
     manifest = read_manifest(folder)
-    for name, want in manifest["files"].items():
+    for name, want in manifest.files.items():
         path = folder / name
         if Path(name).is_absolute() or ".." in Path(name).parts or path.is_symlink():
             raise PipelineError(f"{folder}: the manifest names '{name}', which is not a plain file of this folder.")
@@ -30,19 +30,19 @@ def check_folder(folder: Path) -> dict[str, Any]:
             raise PipelineError(
                 f"{path}: changed since the run ({_first_layer(folder, name, manifest)}). Run the recipe again."
             )
-    return {"files": len(manifest["files"]), "weights": _prove(folder, manifest)}
+    return {"files": len(manifest.files), "weights": _prove(folder, manifest)}
 
 
-def _prove(folder: Path, manifest: dict[str, Any]) -> int:
+def _prove(folder: Path, manifest: Manifest) -> int:
     """Prove every hand-off; returns how many weights were compared."""
     weights = 0
-    for name, one in manifest["hand_offs"].items():
+    for name, one in manifest.hand_offs.items():
         with tempfile.TemporaryDirectory() as scratch:
-            weights += find_target(one["target"]).prove(folder / "onnx" / MODEL, folder / name, Path(scratch)).weights_checked
+            weights += find_target(one.target).prove(folder / "onnx" / MODEL, folder / name, Path(scratch)).weights_checked
     return weights
 
 
-def _first_layer(folder: Path, name: str, manifest: dict[str, Any]) -> str:
+def _first_layer(folder: Path, name: str, manifest: Manifest) -> str:
     """What the codes say about a changed weight file, where they say something."""
     if not name.endswith((".mnn.weight", DATA)):
         return "its SHA-256 is another"

@@ -134,7 +134,9 @@ def _measure(recipe: Recipe, place: int, forms: Forms, file: Path, build: Path, 
         content["validate"] = {k: v for k, v in (content.get("validate") or {}).items() if k not in limits}
 
     made = run_recipe(variant(recipe, file, change), file.parent, model, Console(quiet=True), Store(build / ".store"))
-    kl = float(read_manifest(made)["quality"]["onnxruntime"]["kl_divergence"])
+    kl = read_manifest(made).quality.kl_divergence
+    if kl is None:
+        raise RuntimeError(f"{made}: a frontier's run has no KL divergence")
     shutil.rmtree(made)
     return kl
 

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 import numpy as np
 import onnx
@@ -17,6 +17,7 @@ from lowbit.pipeline.checkpoint.huggingface import Checkpoint
 from lowbit.pipeline.convert.sizes import Sizes
 from lowbit.pipeline.errors import ConvertError
 from lowbit.pipeline.recipe.sections import Convert
+from lowbit.pipeline.report.engine_quality import Compared
 from lowbit.pipeline.runtime.layerwise import Segments
 from lowbit.pipeline.runtime.partition import Feeds
 from lowbit.pipeline.runtime.session import decoder_feeds, load_model, set_accuracy_level
@@ -109,11 +110,8 @@ class Target(ABC, Generic[OptionsT]):
         return None
 
     @abstractmethod
-    def compare(self, model_file: Path, folder: Path, samples: list[Feeds], scratch: Path) -> dict[str, Any]:
+    def compare(self, model_file: Path, folder: Path, samples: list[Feeds], scratch: Path) -> Compared:
         """Run `folder` in its engine and `model_file` in onnxruntime on `samples`, for decoders `input_ids` alone.
-
-        Returns:
-            Figures for the manifest, among them those of every mode.
 
         Raises:
             ConvertError: in float arithmetic the two differ by more than rounding.

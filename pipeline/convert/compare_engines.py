@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -15,6 +14,7 @@ from lowbit.pipeline.checkpoint.tokenizer import load_tokenizer
 from lowbit.pipeline.convert.compare_text import TEXTS, compare_chats, compare_ids
 from lowbit.pipeline.convert.engine_process import Measured, Request, token_losses
 from lowbit.pipeline.errors import ConvertError
+from lowbit.pipeline.report.engine_quality import EngineOnText, TextMode
 from lowbit.pipeline.runtime.partition import Feeds
 from lowbit.pipeline.runtime.session import decoder_feeds, open_model
 from lowbit.pipeline.validate.greedy import NEW_TOKENS, prompts_of
@@ -33,14 +33,11 @@ def compare_runtimes(
     model_file: Path,
     samples: list[Feeds],
     checkpoint: Checkpoint,
-) -> dict[str, Any]:
+) -> EngineOnText:
     """Run an engine in each of its `modes`, and `model_file` in onnxruntime, on the `input_ids` [1, tokens] of `samples`.
 
     Args:
         modes: ways to compute, by their names in the result; the first is in float arithmetic.
-
-    Returns:
-        Figures of every mode, the tokenizer and the chat template, ready for the manifest.
 
     Raises:
         ConvertError: in float arithmetic the two differ by more than rounding.
@@ -51,40 +48,36 @@ def compare_runtimes(
     expected = session.run(["logits"], decoder_feeds(session, probe[None]))[0][0]
     losses = [token_losses(session.run(["logits"], decoder_feeds(session, w[None]))[0][0], w.tolist()) for w in windows]
     perplexity = float(np.exp(np.mean(losses)))
-    figures: dict[str, Any] = {"onnxruntime_perplexity": perplexity, "tokens": int(np.size(losses))}
     prompts, tokenizer = prompts_of(windows), load_tokenizer(checkpoint)
     request = Request(probe.tolist(), STEPS, prompts, NEW_TOKENS, windows.tolist(), TEXTS, CONVERSATIONS)
     measured = {name: run(request) for name, run in modes.items()}
-    for name, found in measured.items():
-        pairs = zip(prompts, found.greedy, strict=True)
-        figures[name] = _figures(found, expected) | {
-            "greedy_equal": min(_greedy_equal(session, prompt, chosen) for prompt, chosen in pairs),
-            "continuations": [tokenizer.decode(one, skip_special_tokens=False) for one in found.greedy],
-        }
-    figures["tokenizer"] = compare_ids(found.ids, tokenizer)
-    figures["chat_template"] = compare_chats(engine, found.chats, checkpoint)
-    exact = figures[next(iter(modes))]
-    drift = abs(exact["perplexity"] / perplexity - 1)
+    figures = {
+        name: TextMode(
+            relative_error=relative_error(found.logits, expected),
+            cache_relative_error=relative_error(found.steps, found.logits[-len(found.steps) :]),
+            perplexity=float(np.exp(found.losses.mean())),
+            greedy_equal=min(_greedy_equal(session, *pair) for pair in zip(prompts, found.greedy, strict=True)),
+            continuations=tuple(tokenizer.decode(one, skip_special_tokens=False) for one in found.greedy),
+        )
+        for name, found in measured.items()
+    }
+    exact, texts = figures[next(iter(modes))], measured[next(iter(modes))]
+    drift = abs(exact.perplexity / perplexity - 1)
     for what, value, limit in (
-        ("logits differ", exact["relative_error"], TOLERANCE),
-        ("decoding token by token differs from prefill", exact["cache_relative_error"], TOLERANCE),
+        ("logits differ", exact.relative_error, TOLERANCE),
+        ("decoding token by token differs from prefill", exact.cache_relative_error, TOLERANCE),
         ("perplexity differs", drift, PERPLEXITY_TOLERANCE),
-        (f"only {exact['greedy_equal']} of {NEW_TOKENS} greedy tokens are equal", NEW_TOKENS - exact["greedy_equal"], 0),
+        (f"only {exact.greedy_equal} of {NEW_TOKENS} greedy tokens are equal", NEW_TOKENS - exact.greedy_equal, 0),
     ):
         if not value <= limit:
             raise ConvertError(
                 f"{engine} and onnxruntime disagree on the same codes: {what} ({value:.2e}, at most {limit:.0e} is rounding). "
                 "The result is not to be trusted."
             )
-    return figures
-
-
-def _figures(found: Measured, expected: np.ndarray) -> dict[str, Any]:
-    return {
-        "relative_error": relative_error(found.logits, expected),
-        "cache_relative_error": relative_error(found.steps, found.logits[-len(found.steps) :]),
-        "perplexity": float(np.exp(found.losses.mean())),
-    }
+    return EngineOnText(
+        onnxruntime_perplexity=perplexity, tokens=int(np.size(losses)), tokenizer=compare_ids(texts.ids, tokenizer),
+        chat_template=compare_chats(engine, texts.chats, checkpoint), **figures,
+    )  # fmt: skip
 
 
 def _greedy_equal(session: onnxruntime.InferenceSession, prompt: list[int], chosen: list[int]) -> int:

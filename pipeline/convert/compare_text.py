@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from tokenizers import Tokenizer
 
 from lowbit.pipeline.checkpoint.chat_template import CONVERSATIONS, chat_template
 from lowbit.pipeline.checkpoint.huggingface import Checkpoint
 from lowbit.pipeline.checkpoint.tokenizer import special_texts
+from lowbit.pipeline.report.engine_quality import TemplateMatch, TokenizerMatch
 
 TEXTS = (
     "Hello world. It's 12345 o'clock; they'll pay $3.50 (or 99%)!",
@@ -30,7 +29,7 @@ TEXTS = (
 """Scripts, joiners, combining marks, odd spaces, and what special tokens' rules trip over."""
 
 
-def compare_ids(found: list[list[int]], tokenizer: Tokenizer) -> dict[str, Any]:
+def compare_ids(found: list[list[int]], tokenizer: Tokenizer) -> TokenizerMatch:
     """How many of TEXTS got the ids of the checkpoint's tokenizer, and the first that did not.
 
     Args:
@@ -38,10 +37,11 @@ def compare_ids(found: list[list[int]], tokenizer: Tokenizer) -> dict[str, Any]:
     """
     expected = [tokenizer.encode(text).ids for text in TEXTS]
     different = [text for text, ours, theirs in zip(TEXTS, expected, found, strict=True) if ours != theirs]
-    return {"texts": len(TEXTS), "equal": len(TEXTS) - len(different), "example": different[0] if different else None}
+    example = different[0] if different else None
+    return TokenizerMatch(texts=len(TEXTS), equal=len(TEXTS) - len(different), example=example)
 
 
-def compare_chats(engine: str, found: list[str | None], checkpoint: Checkpoint) -> dict[str, Any] | None:
+def compare_chats(engine: str, found: list[str | None], checkpoint: Checkpoint) -> TemplateMatch | None:
     """How many of CONVERSATIONS `engine` renders as transformers does, and the first that it does not; None without a template.
 
     A conversation that the template refuses (a role that it does not know) does not count.
@@ -66,4 +66,5 @@ def compare_chats(engine: str, found: list[str | None], checkpoint: Checkpoint) 
         if ours != theirs:
             wrote = "refuses it" if theirs is None else f"writes {theirs[:200]!r}"
             different.append(f"{engine} {wrote}, transformers {ours[:200]!r}")
-    return {"conversations": counted, "equal": counted - len(different), "example": different[0] if different else None}
+    example = different[0] if different else None
+    return TemplateMatch(conversations=counted, equal=counted - len(different), example=example)

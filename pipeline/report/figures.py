@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -125,7 +125,7 @@ def map_figure(rows: list[str], columns: list[str], values: np.ndarray, texts: l
     return figure
 
 
-def position_figure(divergence: list[float], plain: list[float] | None, window: int) -> Figure:
+def position_figure(divergence: Sequence[float], plain: Sequence[float], window: int) -> Figure:
     """KL divergence along a window, and that of plain rounding where it was measured."""
     figure = new_figure(6.4, 2.4)
     axes = figure.add_subplot()

@@ -3,115 +3,182 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Final, Literal, Self
 
-from lowbit.passes.quant.parallel import in_order
-from lowbit.passes.quant.quantized_weight import QuantizedWeight
-from lowbit.passes.quant.weights import Weight
-from lowbit.pipeline.checkpoint.huggingface import Checkpoint
+from pydantic import ConfigDict, Field, JsonValue, ValidationError, model_validator
+
 from lowbit.pipeline.errors import PipelineError
-from lowbit.pipeline.recipe.recipe import Recipe
-from lowbit.pipeline.recipe.sections import Validate
+from lowbit.pipeline.report.facts import Facts
+from lowbit.pipeline.report.gates import Gate
 from lowbit.pipeline.report.progress import Record
-from lowbit.pipeline.store.digests import sha256, versions
-from lowbit.pipeline.store.store import Entry
+from lowbit.pipeline.report.quality import Quality
 
 MANIFEST = "manifest.json"
-PACKAGES = (
-    "MNN", "numba", "numpy", "onnx", "onnx-graphsurgeon", "onnxruntime", "onnxruntime-genai", "optimum", "optimum-onnx",
-    "tokenizers", "torch", "transformers",
-)  # fmt: skip
+VERSION: Final = 1
 
 
-def make_manifest(
-    work: Path,
-    recipe: Recipe,
-    checkpoint: Checkpoint,
-    steps: list[Record],
-    quality: dict[str, Any],
-    hand_offs: dict[str, dict[str, Any]],
-    model: dict[str, Any],
-    weights: dict[QuantizedWeight, Entry],
-    source_of: Callable[[Weight], str],
-) -> dict[str, Any]:
-    """What manifest.json says of the results in `work`, but for the hashes of its files.
+class Source(Facts):
+    """The checkpoint."""
 
-    SHA-256 by SHA-256 it leads from the tensors of each shard (`model`, `source_of` a weight) to codes.
-    """
-    stored = sum(part.nbytes for weight in weights for part in weight.parts.values())
-    count = sum(weight.source.shape[0] * weight.source.shape[1] for weight in weights)
-    return {
-        "recipe": recipe.name,
-        "model": {"source": checkpoint.source, "revision": checkpoint.revision, **model},
-        "versions": versions(PACKAGES),
-        "steps": [asdict(record) for record in steps],
-        "weights": {weight.name: _weight(weight, source_of(weight.source), entry) for weight, entry in weights.items()},
-        "size": {
-            **{f"{folder}_bytes": _bytes(work / folder) for folder in ("onnx", *hand_offs)},
-            "bits_per_weight": 8 * stored / count,
-        },
-        "quality": quality,
-        "hand_offs": hand_offs,
-        "model_type": checkpoint.config.get("model_type"),
-        "recipe_text": recipe.text,
-        "gates": gates(recipe.validate, quality.get("onnxruntime", {})) if recipe.validate else [],
-    }  # fmt: skip
+    source: str
+    """As the recipe names it."""
+    revision: str | None
+    """The commit on the Hub; None for a folder or a file."""
+    digest: str
+    """SHA-256 over the configuration and every tensor."""
+    shards: dict[str, dict[str, str]]
+    """SHA-256 of every tensor, by file and name."""
 
 
-def seal_manifest(work: Path, manifest: dict[str, Any]) -> None:
-    """Write manifest.json beside the results in `work`, with the SHA-256 of every file that is there by now."""
-    paths = sorted(p for p in work.rglob("*") if p.is_file())
-    manifest["files"] = dict(zip((str(p.relative_to(work)) for p in paths), in_order(sha256, paths), strict=True))
-    (work / MANIFEST).write_text(json.dumps(manifest, indent=1), "utf-8")
+class WeightRecord(Facts):
+    """One quantized weight."""
+
+    shape: tuple[int, int]
+    """Out and in features."""
+    bits: int
+    block_size: int
+    symmetric: bool
+    zero_point: Literal["integer", "float"]
+    method: str
+    """What chose the codes, and what trained them."""
+    mse: float
+    """Mean squared error of the weight's elements."""
+    relative_error: float
+    """|W' - W| / |W| in the Euclidean norm."""
+    bits_per_weight: float
+    """Scales and zero points counted."""
+    source_sha256: str
+    """Of the tensor that it was made from."""
+    codes_sha256: str
 
 
-def gates(options: Validate, quality: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every gate of the recipe: its `name`, what is `allowed`, what was `found`, whether it was `passed`."""
-    found_of = {
-        "max_kl_divergence": quality.get("kl_divergence"),
-        "max_perplexity_ratio": "perplexity" in quality and quality["perplexity"] / quality["reference_perplexity"],
-        "max_relative_error": max((one["relative_error"] for one in quality.get("outputs", {}).values()), default=None),
-    }
-    return [
-        {"name": name, "allowed": limit, "found": found, "passed": bool(found is not None and found <= limit)}
-        for name, found in found_of.items()
-        if (limit := getattr(options, name)) is not None
-    ]
+class Size(Facts):
+    """Sizes of a result's folders, each as `<folder>_bytes`: `size.onnx_bytes`, `size.mnn_bytes`."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, int] = Field(init=False)
+
+    bits_per_weight: float
+    """Stored bits over all quantized weights, scales and zero points counted."""
+    onnx_bytes: int
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> int: ...
+
+    def of(self, folder: str) -> int:
+        """Bytes of all files in a folder of the result."""
+        return int(getattr(self, f"{folder}_bytes"))
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+class HandOff(Facts):
+    """One engine's folder."""
+
+    target: str
+    """The engine, as recipes name it."""
+    options: dict[str, JsonValue]
+    """The target's own options."""
+    label: str
+    """The engine, as tables name it."""
+    modes: dict[str, str]
+    """What the engine's ways to compute are called in tables, by their names in `quality`; the first is in float arithmetic."""
+    usage: str
+    """Python that opens the folder, for the model card; empty where the engine is used in other ways."""
+    bit_exact: Literal[True]
+    """All codes and scales were compared and are equal: there is no result otherwise."""
+    weights_checked: int
+    """How many codes were compared."""
+    lowering_relative_error: float | None
+    """Of the lowered graph's logits; None where onnxruntime cannot run the lowered graph."""
+    max_relative_error: float | None
+    """Of the engine in float arithmetic, beside onnxruntime; None where it was not run."""
+
+
+class Manifest(Facts):
+    """All of manifest.json."""
+
+    version: Literal[1]
+    """Of this form of the file."""
+    recipe: str
+    model: Source
+    versions: dict[str, str]
+    """Of the libraries that were there."""
+    steps: tuple[Record, ...]
+    weights: dict[str, WeightRecord]
+    size: Size
+    quality: Quality
+    hand_offs: dict[str, HandOff]
+    """By the folder's name."""
+    model_type: str | None
+    """The architecture, as config.json names it."""
+    recipe_text: str
+    gates: tuple[Gate, ...]
+    files: dict[str, str]
+    """SHA-256 of every file, by its path within the result."""
+
+    @property
+    def folders(self) -> list[str]:
+        """The folders of the result: `onnx` and one for each engine."""
+        return ["onnx", *self.hand_offs]
+
+    @property
+    def seconds(self) -> float:
+        """How long all steps took."""
+        return sum(step.seconds for step in self.steps)
+
+    @property
+    def missed(self) -> list[Gate]:
+        """The gates that were missed."""
+        return [gate for gate in self.gates if not gate.passed]
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> Self:
+        """One size and one set of figures for each engine, and gates that follow from the figures."""
+        if set(self.quality.engines) != set(self.hand_offs):
+            raise ValueError(f"quality has figures of {sorted(self.quality.engines)}, hand_offs names {sorted(self.hand_offs)}")
+        if missing := [folder for folder in self.folders if not hasattr(self.size, f"{folder}_bytes")]:
+            raise ValueError(f"size lacks the bytes of {', '.join(missing)}")
+        for gate in self.gates:
+            if gate.model_dump_json() != Gate.held(gate.name, gate.allowed, self.quality).model_dump_json():
+                raise ValueError(f"the gate {gate.name} does not follow from the figures in quality")
+        return self
+
+
+def read_manifest(folder: Path) -> Manifest:
     """The manifest of a finished folder.
 
     Raises:
-        PipelineError: there is none, or it is damaged.
+        PipelineError: there is none, it is damaged, or another version made it.
     """
     path = folder / MANIFEST
     if not path.exists():
         raise PipelineError(f"{folder}: no {MANIFEST}, so no run has finished here.")
     try:
-        manifest = json.loads(path.read_text("utf-8"))
+        text = path.read_text("utf-8")
+        content = json.loads(text)
     except ValueError as error:
         raise PipelineError(f"{path}: damaged: {error}") from error
-    if not isinstance(manifest, dict) or not {"files", "weights", "hand_offs"} <= set(manifest):
+    if not isinstance(content, dict) or not {"files", "weights", "hand_offs"} <= set(content):
         raise PipelineError(f"{path}: damaged: it is not a manifest of a finished run.")
-    if "gates" not in manifest:
-        raise PipelineError(f"{path}: made by an earlier version. Run the recipe again; what is known already is recalled.")
-    return manifest
+    if (version := content.get("version", 0)) != VERSION:
+        which = "a later" if isinstance(version, int) and version > VERSION else "an earlier"
+        raise PipelineError(f"{path}: made by {which} version. Run the recipe again; what is known already is recalled.")
+    try:
+        return Manifest.model_validate_json(text)
+    except ValidationError as error:
+        raise PipelineError(f"{path}: damaged: {_sentence(error)} Run the recipe again.") from error
 
 
-def _weight(weight: QuantizedWeight, source: str, entry: Entry) -> dict[str, Any]:
-    form = weight.form
-    return {
-        "shape": list(weight.source.shape), "bits": form.bits, "block_size": form.block_size, "symmetric": form.symmetric,
-        "zero_point": form.zero_point, "method": weight.made_by, "mse": entry.facts["mse"],
-        "relative_error": entry.facts["relative_error"],
-        "bits_per_weight": form.bits_per_weight(weight.source.shape[1]), "source_sha256": source,
-        "codes_sha256": entry.files["codes"],
-    }  # fmt: skip
-
-
-def _bytes(folder: Path) -> int:
-    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) if folder.exists() else 0
+def _sentence(error: ValidationError) -> str:
+    """The first thing that is wrong, with the field's place in the file."""
+    first = error.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "value_error":
+        return f"{first['ctx']['error']}."
+    if first["type"] == "missing":
+        return f"{place} is missing."
+    if first["type"] == "extra_forbidden":
+        return f"{place} means nothing here."
+    message = first["msg"].replace("Input should be", "expected")
+    return f"{place} is {str(first['input'])[:60]!r}; {message[0].lower()}{message[1:]}."

@@ -3,108 +3,113 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from lowbit.pipeline.report.bits_map import bits_map
+from lowbit.pipeline.report.engine_quality import EngineOnText, EngineQuality, NotCompared, TemplateMatch, TokenizerMatch
+from lowbit.pipeline.report.manifest import HandOff, Manifest
+from lowbit.pipeline.report.output_quality import OutputErrors, OutputQuality
+from lowbit.pipeline.report.text_quality import TextQuality
 from lowbit.pipeline.report.units import megabytes
 
-ENGINES = {"mnn": "MNN", "genai": "genai"}
-"""What hand-offs are called in tables, by their folders."""
-MODES = {
-    "memory_high": "memory high", "memory_low": "memory low", "accuracy_level_0": "float arithmetic", "as_run": "as it runs",
-}  # fmt: skip
-"""The ways that engines compute, by their names in the manifest."""
+Row = tuple[str, str]
+"""A name and what is said of it."""
 
 
-def show_result(console: Console, manifest: dict[str, Any], folder: Path) -> None:
+def show_result(console: Console, manifest: Manifest, folder: Path) -> None:
     """Print size, quality and proof of a finished run, and where the files are."""
     console.print(closing_table(manifest))
-    if (bits := bits_map({name: (one["bits"], one["block_size"]) for name, one in manifest["weights"].items()})) is not None:
+    forms = {name: (weight.bits, weight.block_size) for name, weight in manifest.weights.items()}
+    if (bits := bits_map(forms)) is not None:
         console.print(bits)
-    for kind in ("onnx", *manifest["hand_offs"]):
+    for kind in manifest.folders:
         console.print(f"  {folder / kind}", soft_wrap=True, highlight=False)
 
 
-def closing_table(manifest: dict[str, Any]) -> Table:
+def closing_table(manifest: Manifest) -> Table:
     """Size, quality and proof of a finished run."""
-    table = Table(title=manifest["recipe"], show_header=False, title_justify="left")
+    table = Table(title=manifest.recipe, show_header=False, title_justify="left")
     for row in closing_rows(manifest):
         table.add_row(*row)
     return table
 
 
-def closing_rows(manifest: dict[str, Any]) -> list[tuple[str, str]]:
+def closing_rows(manifest: Manifest) -> list[Row]:
     """Names and figures of a finished run."""
-    size, quality, hand_offs = manifest["size"], manifest["quality"], manifest["hand_offs"]
-    weights = manifest["weights"].values()
+    size, quality = manifest.size, manifest.quality
+    forms = sorted({f"{weight.bits}/{weight.block_size} {weight.method}" for weight in manifest.weights.values()})
     rows = [
-        ("bits per weight", f"{size['bits_per_weight']:.3f} (scales and zero points counted)"),
-        ("bits, blocks, methods", ", ".join(sorted({f"{w['bits']}/{w['block_size']} {w['method']}" for w in weights}))),
-        ("ONNX", megabytes(size["onnx_bytes"])),
+        ("bits per weight", f"{size.bits_per_weight:.3f} (scales and zero points counted)"),
+        ("bits, blocks, methods", ", ".join(forms)),
+        ("ONNX", megabytes(size.onnx_bytes)),
     ]
-    rows += [(ENGINES[folder], megabytes(size[f"{folder}_bytes"])) for folder in hand_offs]
-    found = quality.get("onnxruntime")
-    if found and "outputs" in found:
-        rows += _output_rows("", found["outputs"])
-        if "as_run" in found:
-            rows += _output_rows(f" at accuracy_level {found['as_run']['accuracy_levels'][0]}", found["as_run"]["outputs"])
-    elif found:
-        rows += [
-            ("perplexity", f"{found['perplexity']:.2f} (float model {found['reference_perplexity']:.2f})"),
-            ("KL divergence", f"{found['kl_divergence']:.4f} nats per token over {found['tokens']:,} tokens"),
-            ("same top token", f"{found['top1_agreement']:.1%}"),
-            ("worst window", f"number {found['worst_window'] + 1}, KL {found['worst_window_kl']:.4f}"),
-        ]
-        if "as_run" in found:
-            own = found["as_run"]
-            level = ", ".join(map(str, own["accuracy_levels"]))
-            rows.append((f"at accuracy_level {level}", f"perplexity {own['perplexity']:.2f}, KL {own['kl_divergence']:.4f}"))
-    for folder, one in hand_offs.items():
-        rows.append((f"{ENGINES[folder]} codes", f"{one['weights_checked']:,} equal bit for bit"))
-        rows += _runtime_rows(ENGINES[folder], quality[folder])
+    rows += [(hand_off.label, megabytes(size.of(folder))) for folder, hand_off in manifest.hand_offs.items()]
+    if quality.text is not None:
+        rows += _text_rows(quality.text)
+    if quality.outputs is not None:
+        rows += _outputs_rows(quality.outputs)
+    for folder, hand_off in manifest.hand_offs.items():
+        rows.append((f"{hand_off.label} codes", f"{hand_off.weights_checked:,} equal bit for bit"))
+        rows += _engine_rows(hand_off, quality.engines[folder])
     return rows
 
 
-def _runtime_rows(engine: str, found: dict[str, Any]) -> list[tuple[str, str]]:
-    if "skipped" in found:
-        return [(f"{engine} runtime", f"not compared: {found['skipped']}")]
-    modes = {title: found[mode] for mode, title in MODES.items() if mode in found}
-    if "tokenizer" not in found:
+def _text_rows(found: TextQuality) -> list[Row]:
+    rows = [
+        ("perplexity", f"{found.perplexity:.2f} (float model {found.reference_perplexity:.2f})"),
+        ("KL divergence", f"{found.kl_divergence:.4f} nats per token over {found.tokens:,} tokens"),
+        ("same top token", f"{found.top1_agreement:.1%}"),
+        ("worst window", f"number {found.worst_window + 1}, KL {found.worst_window_kl:.4f}"),
+    ]
+    if (as_run := found.as_run) is not None:
+        level = ", ".join(map(str, as_run.accuracy_levels))
+        rows.append((f"at accuracy_level {level}", f"perplexity {as_run.perplexity:.2f}, KL {as_run.kl_divergence:.4f}"))
+    return rows
+
+
+def _outputs_rows(found: OutputQuality) -> list[Row]:
+    rows = _error_rows("", found.outputs)
+    if (as_run := found.as_run) is not None:
+        rows += _error_rows(f" at accuracy_level {as_run.accuracy_levels[0]}", as_run.outputs)
+    return rows
+
+
+def _error_rows(how: str, outputs: OutputErrors) -> list[Row]:
+    return [
+        (f"{name}{how}", f"relative error {error.relative_error:.2e}, cosine similarity {error.least_cosine:.5f} or more")
+        for name, error in outputs.items()
+    ]
+
+
+def _engine_rows(hand_off: HandOff, found: EngineQuality) -> list[Row]:
+    engine = hand_off.label
+    if isinstance(found, NotCompared):
+        return [(f"{engine} runtime", f"not compared: {found.skipped}")]
+    if isinstance(found, EngineOnText):
         return [
-            (f"{engine}, {title}", f"outputs within {one['relative_error']:.1e} of onnxruntime") for title, one in modes.items()
+            *(
+                (
+                    f"{engine}, {hand_off.modes[name]}",
+                    f"logits within {mode.relative_error:.1e} of onnxruntime, perplexity {mode.perplexity:.2f}",
+                )
+                for name, mode in found.modes.items()
+            ),
+            (f"{engine}, tokenizer", _tokenizer(found.tokenizer)),
+            *([] if found.chat_template is None else [(f"{engine}, chat template", _template(found.chat_template))]),
         ]
     return [
-        *(
-            (
-                f"{engine}, {title}",
-                f"logits within {one['relative_error']:.1e} of onnxruntime, perplexity {one['perplexity']:.2f}",
-            )
-            for title, one in modes.items()
-        ),
-        (f"{engine}, tokenizer", _tokenizer_row(found["tokenizer"])),
-        *_template_rows(engine, found["chat_template"]),
+        (f"{engine}, {hand_off.modes[name]}", f"outputs within {mode.relative_error:.1e} of onnxruntime")
+        for name, mode in found.modes.items()
     ]
 
 
-def _output_rows(how: str, outputs: dict[str, Any]) -> list[tuple[str, str]]:
-    return [
-        (f"{name}{how}", f"relative error {one['relative_error']:.2e}, cosine similarity {one['least_cosine']:.5f} or more")
-        for name, one in outputs.items()
-    ]
+def _tokenizer(found: TokenizerMatch) -> str:
+    example = "" if found.example is None else f"; another for {found.example!a}"
+    return f"the same ids for {found.equal} of {found.texts} texts{example}"
 
 
-def _tokenizer_row(found: dict[str, Any]) -> str:
-    example = "" if found["example"] is None else f"; another for {found['example']!a}"
-    return f"the same ids for {found['equal']} of {found['texts']} texts{example}"
-
-
-def _template_rows(engine: str, found: dict[str, Any] | None) -> list[tuple[str, str]]:
-    if found is None:
-        return []
-    example = "" if found["example"] is None else f": {found['example']}"
-    return [
-        (f"{engine}, chat template", f"the same text for {found['equal']} of {found['conversations']} conversations{example}")
-    ]
+def _template(found: TemplateMatch) -> str:
+    example = "" if found.example is None else f": {found.example}"
+    return f"the same text for {found.equal} of {found.conversations} conversations{example}"

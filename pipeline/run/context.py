@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
+
+from pydantic import TypeAdapter
 
 from lowbit.passes.quant.quantized_weight import QuantizedWeight
 from lowbit.pipeline.checkpoint.huggingface import Checkpoint
 from lowbit.pipeline.export.support import is_decoder
 from lowbit.pipeline.recipe.recipe import Recipe
+from lowbit.pipeline.report.manifest import HandOff
 from lowbit.pipeline.report.progress import Record, Steps
+from lowbit.pipeline.report.quality import Quality
+from lowbit.pipeline.store.models import recall_model
 from lowbit.pipeline.store.store import Entry, Store
 from lowbit.pipeline.store.weight_keys import SourceDigests, model_digest, shards
 
 RUNTIME_LIBRARIES = ("onnxruntime", "onnx", "tokenizers")
+T = TypeVar("T")
 
 
 @dataclass
@@ -28,8 +35,8 @@ class Run:
     sources: SourceDigests
     graph_file: Path = Path()
     entries: dict[QuantizedWeight, Entry] = field(default_factory=dict)
-    quality: dict[str, Any] = field(default_factory=dict)
-    hand_offs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    quality: Quality = field(default_factory=Quality)
+    hand_offs: dict[str, HandOff] = field(default_factory=dict)
 
     @property
     def decoder(self) -> bool:
@@ -49,8 +56,7 @@ class Run:
         return model_digest(self.checkpoint, self.sources)
 
 
-def recall(run: Run, record: Record, compute: Any) -> dict[str, Any]:
+def recall(run: Run, record: Record, kind: TypeAdapter[T], compute: Callable[[], T]) -> T:
     """Figures from the store, or computed and stored."""
-    entry = run.store.get(record.key)
-    record.cached = entry is not None
-    return (entry or run.store.put(record.key, lambda _: compute())).facts
+    figures, record.cached = recall_model(run.store, record.key, kind, compute)
+    return figures

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import onnx_graphsurgeon as gs
+from pydantic import TypeAdapter
 
 from lowbit.pipeline.convert.base import Target
 from lowbit.pipeline.convert.registry import make_target
 from lowbit.pipeline.onnx_io.writer import MODEL
 from lowbit.pipeline.recipe.sections import Convert
+from lowbit.pipeline.report.engine_quality import Compared, EngineQuality, NotCompared
+from lowbit.pipeline.report.manifest import HandOff
 from lowbit.pipeline.report.progress import Record
 from lowbit.pipeline.run.context import RUNTIME_LIBRARIES, Run, recall
 from lowbit.pipeline.runtime.memory import too_large
@@ -46,27 +49,28 @@ def hand_off(run: Run, graph: gs.Graph, options: Convert, work: Path, samples: l
         record.notes.append(f"{proven.weights_checked:,} codes of {proven.layers} layers are equal, with their scales")
     with run.steps.step("compare runtimes", {}) as (record, _):
         figures = _compare(run, record, target, model_file, folder, samples, scratch)
-    run.hand_offs[options.folder] = {
-        "target": options.target, "options": options.model_dump(mode="json", exclude={"target"}), "label": target.label,
-        "modes": target.modes, "usage": target.usage, "bit_exact": True, "weights_checked": proven.weights_checked,
-        "lowering_relative_error": error,
-        "max_relative_error": figures.get(next(iter(target.modes)), {}).get("relative_error"),
-    }  # fmt: skip
-    run.quality[options.folder] = figures
+    exact = next(iter(target.modes))
+    run.hand_offs[options.folder] = HandOff(
+        target=options.target, options=options.model_dump(mode="json", exclude={"target"}), label=target.label,
+        modes=target.modes, usage=target.usage, bit_exact=True, weights_checked=proven.weights_checked,
+        lowering_relative_error=error,
+        max_relative_error=None if isinstance(figures, NotCompared) else figures.modes[exact].relative_error,
+    )  # fmt: skip
+    run.quality = run.quality.with_figures(**{options.folder: figures})
     shutil.rmtree(scratch)
 
 
 def _compare(
     run: Run, record: Record, target: Target[Any], model_file: Path, folder: Path, samples: list[Feeds], scratch: Path
-) -> dict[str, Any]:
+) -> EngineQuality:
     """Figures of both engines, recalled where nothing that they depend on changed; or why they were not compared."""
     reason = too_large(run.checkpoint) or target.missing()
     if reason is not None:
         record.notes.append(f"runtimes not compared: {reason}")
-        return {"skipped": reason}
+        return NotCompared(skipped=reason)
     record.key = digest(
         run.steps.records[-2].key, run.model_digest(), sha256(run.graph_file), samples_digest(samples),
         source_digest(*map(importlib.import_module, target.sources)), versions((*target.packages, *RUNTIME_LIBRARIES)),
         run.made(),
     )  # fmt: skip
-    return recall(run, record, lambda: target.compare(model_file, folder, samples, scratch))
+    return recall(run, record, TypeAdapter(Compared), lambda: target.compare(model_file, folder, samples, scratch))

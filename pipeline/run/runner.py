@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -14,7 +13,8 @@ from lowbit.pipeline.export.bind import load_graph
 from lowbit.pipeline.export.support import describe
 from lowbit.pipeline.recipe.recipe import Recipe
 from lowbit.pipeline.report.html import write_pages
-from lowbit.pipeline.report.manifest import make_manifest, seal_manifest
+from lowbit.pipeline.report.make_manifest import make_manifest, seal_manifest
+from lowbit.pipeline.report.manifest import Manifest, Source
 from lowbit.pipeline.report.progress import Steps
 from lowbit.pipeline.report.summary import show_result
 from lowbit.pipeline.run.context import Run
@@ -81,17 +81,21 @@ def run_recipe(recipe: Recipe, build: Path, model: Path | None, console: Console
                 (work / "resolved.yaml").write_text(recipe.text, "utf-8")
             manifest = make_manifest(
                 work, recipe, run.checkpoint, steps=run.steps.records, quality=run.quality, hand_offs=run.hand_offs,
-                model={"digest": run.model_digest(), "shards": run.shards()}, weights=run.entries, source_of=run.sources.of,
+                model=Source(
+                    source=run.checkpoint.source, revision=run.checkpoint.revision, digest=run.model_digest(),
+                    shards=run.shards(),
+                ),
+                weights=run.entries, source_of=run.sources.of,
             )  # fmt: skip
             write_pages(work, manifest, run.checkpoint)
-            seal_manifest(work, manifest)
+            manifest = seal_manifest(work, manifest)
             publish(work, target)
     show_result(console, manifest, target)
     _check_gates(recipe, manifest)
     return target
 
 
-def _check_gates(recipe: Recipe, manifest: dict[str, Any]) -> None:
-    missed = [f"{one['name']}: {one['found']:.4f}, allowed {one['allowed']}" for one in manifest["gates"] if not one["passed"]]
-    if missed:
-        raise ValidationFailed(f"{recipe.file}: gate missed: {'; '.join(missed)}. All results are kept in the build folder.")
+def _check_gates(recipe: Recipe, manifest: Manifest) -> None:
+    if manifest.missed:
+        missed = "; ".join(f"{gate.name}: {gate.found:.4f}, allowed {gate.allowed}" for gate in manifest.missed)
+        raise ValidationFailed(f"{recipe.file}: gate missed: {missed}. All results are kept in the build folder.")

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from lowbit.pipeline.export.bind import load_graph
 from lowbit.pipeline.onnx_io.folder import write_files
 from lowbit.pipeline.onnx_io.writer import MODEL
 from lowbit.pipeline.recipe.edit import plain_steps
 from lowbit.pipeline.report.progress import Record
+from lowbit.pipeline.report.text_quality import TextQuality
 from lowbit.pipeline.run.context import RUNTIME_LIBRARIES, Run, recall
 from lowbit.pipeline.runtime.memory import too_large
 from lowbit.pipeline.runtime.partition import Feeds
@@ -34,8 +36,8 @@ def validate_samples(run: Run, graph_file: Path, folder: Path, samples: list[Fee
             if step.options.changes_outputs:
                 step.apply(reference)
         figures = compare_outputs(reference, folder / MODEL, samples)
-        record.key = digest("validate outputs", run.steps.records[-1].key, figures)
-    run.quality["onnxruntime"] = figures
+        record.key = digest("validate outputs", run.steps.records[-1].key, figures.model_dump(mode="json"))
+    run.quality = run.quality.with_figures(onnxruntime=figures)
 
 
 def validate_text(run: Run, graph_file: Path, folder: Path, samples: list[Feeds]) -> None:
@@ -64,13 +66,13 @@ def validate_text(run: Run, graph_file: Path, folder: Path, samples: list[Feeds]
         made = [_recorded(run, name).key for name in ("reference", "write onnx")]
         record.key = digest("validate", made, fits, source_digest(compare, continuations))
 
-        def compute() -> dict[str, Any]:
-            hidden = reference.file("hidden.npy")
-            return compare(graph_file, run.checkpoint, hidden, folder / MODEL, windows, lambda done: report(done, "")) | (
-                {"continuations": continuations(graph_file, run.checkpoint, folder / MODEL, windows)} if fits else {}
-            )
+        def compute() -> TextQuality:
+            hidden, model_file = reference.file("hidden.npy"), folder / MODEL
+            found = compare(graph_file, run.checkpoint, hidden, model_file, windows, lambda done: report(done, ""))
+            written = continuations(graph_file, run.checkpoint, model_file, windows) if fits else None
+            return found.model_copy(update={"continuations": written})
 
-        run.quality["onnxruntime"] = recall(run, record, compute)
+        run.quality = run.quality.with_figures(onnxruntime=recall(run, record, TypeAdapter(TextQuality), compute))
 
 
 def _plain(run: Run, graph_file: Path, hidden: Path, windows: np.ndarray, folder: Path) -> None:
@@ -80,7 +82,7 @@ def _plain(run: Run, graph_file: Path, hidden: Path, windows: np.ndarray, folder
         said = [(s.name, s.options.model_dump(mode="json"), source_digest(type(s.options))) for s in steps]
         record.key = digest("plain rtn", _recorded(run, "reference").key, said, source_digest(compare, write_files))
 
-        def compute() -> dict[str, Any]:
+        def compute() -> TextQuality:
             graph = load_graph(graph_file, run.checkpoint)
             for step in steps:
                 step.apply(graph)
@@ -92,7 +94,7 @@ def _plain(run: Run, graph_file: Path, hidden: Path, windows: np.ndarray, folder
             shutil.rmtree(folder)
             return found
 
-        run.quality["plain_rtn"] = recall(run, record, compute)
+        run.quality = run.quality.with_figures(plain_rtn=recall(run, record, TypeAdapter(TextQuality), compute))
 
 
 def _recorded(run: Run, name: str) -> Record:

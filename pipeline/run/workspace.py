@@ -56,6 +56,6 @@ def publish(work: Path, target: Path) -> None:
 def _engines_of(target: Path) -> set[str]:
     """The engines' folders of a finished result: those of plug-ins are known from nowhere else."""
     try:
-        return set(read_manifest(target)["hand_offs"])
+        return set(read_manifest(target).hand_offs)
     except PipelineError:
         return set()

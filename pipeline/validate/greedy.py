@@ -10,6 +10,7 @@ import onnxruntime
 from lowbit.pipeline.checkpoint.huggingface import Checkpoint
 from lowbit.pipeline.checkpoint.tokenizer import load_tokenizer
 from lowbit.pipeline.export.bind import load_graph
+from lowbit.pipeline.report.text_quality import Continuation
 from lowbit.pipeline.runtime.session import decode, open_model, open_reference
 
 PROMPTS, PROMPT, NEW_TOKENS = 3, 16, 32
@@ -21,19 +22,24 @@ def prompts_of(windows: np.ndarray) -> list[list[int]]:
     return [window[:PROMPT].tolist() for window in windows[:PROMPTS]]
 
 
-def continuations(graph_file: Path, checkpoint: Checkpoint, candidate: Path, windows: np.ndarray) -> list[dict[str, str]]:
+def continuations(graph_file: Path, checkpoint: Checkpoint, candidate: Path, windows: np.ndarray) -> tuple[Continuation, ...]:
     """For each prompt its text, and what the float model and the quantized one, as it runs, write after it.
 
     Both models are held in memory, one after the other.
     """
     prompts, tokenizer = prompts_of(windows), load_tokenizer(checkpoint)
-    found = [{"prompt": tokenizer.decode(prompt, skip_special_tokens=False)} for prompt in prompts]
-    for name in ("float", "onnxruntime"):
-        session = open_reference(load_graph(graph_file, checkpoint)) if name == "float" else open_model(candidate)
-        for prompt, one in zip(prompts, found, strict=True):
-            one[name] = tokenizer.decode(greedy(session, prompt, NEW_TOKENS), skip_special_tokens=False)
-        del session
-    return found
+
+    def written(session: onnxruntime.InferenceSession) -> list[str]:
+        answers = [greedy(session, prompt, NEW_TOKENS) for prompt in prompts]
+        return [tokenizer.decode(answer, skip_special_tokens=False) for answer in answers]
+
+    asked = [tokenizer.decode(prompt, skip_special_tokens=False) for prompt in prompts]
+    reference = written(open_reference(load_graph(graph_file, checkpoint)))
+    quantized = written(open_model(candidate))
+    return tuple(
+        Continuation(prompt=prompt, float=theirs, onnxruntime=ours)
+        for prompt, theirs, ours in zip(asked, reference, quantized, strict=True)
+    )
 
 
 def greedy(session: onnxruntime.InferenceSession, prompt: list[int], count: int) -> list[int]:

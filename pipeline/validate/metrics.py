@@ -2,36 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numba
 import numpy as np
 
+from lowbit.pipeline.report.text_quality import TextScores
+
 POSITIONS = 16
 """Stretches of a window that the KL divergence is averaged over."""
-
-
-@dataclass(frozen=True)
-class Quality:
-    """A candidate against its reference over the same tokens.
-
-    Attributes:
-        perplexity, reference_perplexity: exp of the mean negative log-likelihood of the next token.
-        kl_divergence: mean KL(reference || candidate) over predicted tokens, nats per token.
-        top1_agreement: share of tokens where both rank the same token first.
-        tokens: how many predictions were compared.
-        worst_window, worst_window_kl: the window (counted from 0) of largest mean KL, and that KL.
-        kl_by_position: mean KL over windows in POSITIONS stretches of a window, from its first token to its last.
-    """
-
-    perplexity: float
-    reference_perplexity: float
-    kl_divergence: float
-    top1_agreement: float
-    tokens: int
-    worst_window: int
-    worst_window_kl: float
-    kl_by_position: list[float]
 
 
 @numba.njit(cache=True, nogil=True)
@@ -75,20 +52,21 @@ def score_tokens(reference, candidate, targets):  # type: ignore[no-untyped-def]
     return scores
 
 
-def summarize(scores: np.ndarray) -> Quality:
-    """The figures of `score_tokens` results, float64 [windows, tokens, 6]."""
+def summarize(scores: np.ndarray) -> TextScores:
+    """The figures of `score_tokens` results, float64 [windows, tokens - 1, 6]."""
     mean = scores.reshape(-1, scores.shape[-1]).mean(0)
     by_window = scores[..., 2].mean(1)
     worst = int(by_window.argmax())
-    return Quality(
+    return TextScores(
         perplexity=float(np.exp(mean[1])),
         reference_perplexity=float(np.exp(mean[0])),
         kl_divergence=float(mean[2]),
         top1_agreement=float(mean[3]),
         tokens=scores.shape[0] * scores.shape[1],
+        window=scores.shape[1] + 1,
         worst_window=worst,
         worst_window_kl=float(by_window[worst]),
-        kl_by_position=[float(part.mean()) for part in np.array_split(scores[..., 2].mean(0), POSITIONS) if part.size],
+        kl_by_position=tuple(float(part.mean()) for part in np.array_split(scores[..., 2].mean(0), POSITIONS) if part.size),
     )
 
 

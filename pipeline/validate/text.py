@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -13,6 +11,7 @@ import onnx_graphsurgeon as gs
 from lowbit.passes.quant.parallel import in_order
 from lowbit.pipeline.checkpoint.huggingface import Checkpoint
 from lowbit.pipeline.checkpoint.tokenizer import load_tokenizer
+from lowbit.pipeline.report.text_quality import ScoresAsRun, TextQuality
 from lowbit.pipeline.runtime.layerwise import Segments
 from lowbit.pipeline.runtime.session import accuracy_levels, decoder_feeds, load_model
 from lowbit.pipeline.validate.metrics import score_tokens, summarize
@@ -26,7 +25,7 @@ SCORED_TOKENS = 64
 def compare(
     graph_file: Path, checkpoint: Checkpoint, reference: Path, candidate: Path, windows: np.ndarray, progress: Progress,
     as_run: bool = True,
-) -> dict[str, Any]:  # fmt: skip
+) -> TextQuality:  # fmt: skip
     """Both models on `windows`, block by block; the candidate in exact arithmetic and, where it differs, in its own.
 
     Args:
@@ -34,9 +33,6 @@ def compare(
         reference: what `write_reference` wrote for the same windows.
         candidate: the quantized model.onnx.
         as_run: whether the candidate's own arithmetic is of interest.
-
-    Returns:
-        The figures of `Quality` and the worst windows at accuracy_level 0, figures at the recipe's level under `as_run`.
     """
     levels = sorted(accuracy_levels(load_model(candidate)) | {0}) if as_run else [0]
     parts = batches(windows, checkpoint)
@@ -50,11 +46,9 @@ def compare(
         for kept, logits in zip(scores, found, strict=True):
             kept.append(score_batch(known, logits, ids))
     exact = np.concatenate(scores[0])
-    result: dict[str, Any] = asdict(summarize(exact))
-    result["worst_windows"] = worst_windows(exact, windows, load_tokenizer(checkpoint))
-    if len(levels) > 1:
-        result["as_run"] = {"accuracy_levels": levels[1:], **asdict(summarize(np.concatenate(scores[1])))}
-    return result
+    own = [ScoresAsRun(accuracy_levels=tuple(levels[1:]), **dict(summarize(np.concatenate(one)))) for one in scores[1:]]
+    worst = worst_windows(exact, windows, load_tokenizer(checkpoint))
+    return TextQuality(**dict(summarize(exact)), worst_windows=worst, as_run=own[0] if own else None)
 
 
 def candidate_logits(file: Path, level: int | None, batches: list[np.ndarray], progress: Progress) -> Iterator[np.ndarray]:

@@ -32,9 +32,10 @@ from lowbit.pipeline.export.exporter import export_graph
 from lowbit.pipeline.recipe.load import load_recipe
 from lowbit.pipeline.recipe.recipe import Recipe
 from lowbit.pipeline.recipe.sections import Export
+from lowbit.pipeline.report.text_quality import TextScores
 from lowbit.pipeline.runtime.session import decoder_feeds, open_reference, open_session
 from lowbit.pipeline.validate.dataset import token_windows
-from lowbit.pipeline.validate.metrics import Quality, summarize
+from lowbit.pipeline.validate.metrics import summarize
 from lowbit.pipeline.validate.text import score_batch
 
 MODEL = Path(__file__).parents[1] / "models" / "qwen2-pydocs"
@@ -121,7 +122,7 @@ class Evaluation:
     def weights(self) -> Weights:
         return {name: w.astype(np.float32) for name, w in self.layers.items() if name != "lm_head"}
 
-    def of(self, weights: Weights) -> Quality:
+    def of(self, weights: Weights) -> TextScores:
         head = self.layers["lm_head"].astype(np.float32)
         head = Rtn().quantize(head, BlockFormat(4, BLOCK, False, "fp16")).dequantize(head.shape[1])
         graph = self._graph()

@@ -30,6 +30,7 @@ from lowbit.pipeline.convert.genai.sizes import GenaiSizes
 from lowbit.pipeline.errors import ConvertError
 from lowbit.pipeline.onnx_io.reader import Region, region
 from lowbit.pipeline.onnx_io.writer import DATA, MODEL, DataFile, exported, external_weights, write_model
+from lowbit.pipeline.report.engine_quality import EngineOnText
 from lowbit.pipeline.runtime.partition import Feeds
 from lowbit.pipeline.runtime.session import decoder_feeds, load_model
 from lowbit.pipeline.runtime.three_bits import as_four_bits, expanded
@@ -108,7 +109,7 @@ model = genai.Model("genai")"""
         present = importlib.util.find_spec("onnxruntime_genai") is not None
         return None if present else "onnxruntime-genai is not installed: pip install 'lowbit[genai]'"
 
-    def compare(self, model_file: Path, folder: Path, samples: list[Feeds], scratch: Path) -> dict[str, Any]:
+    def compare(self, model_file: Path, folder: Path, samples: list[Feeds], scratch: Path) -> EngineOnText:
         def run(level: int | None) -> Callable[[Request], Measured]:
             return lambda request: measure(
                 "onnxruntime-genai", "lowbit.pipeline.convert.genai.llm_worker", folder, request, scratch, accuracy_level=level

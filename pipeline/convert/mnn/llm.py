@@ -32,6 +32,7 @@ from lowbit.pipeline.convert.mnn.tokenizer import tokenizer_bytes
 from lowbit.pipeline.convert.mnn.weights import lay_out
 from lowbit.pipeline.errors import ConvertError
 from lowbit.pipeline.onnx_io.reader import read_layers
+from lowbit.pipeline.report.engine_quality import EngineOnText
 from lowbit.pipeline.runtime.partition import Feeds
 
 MODEL, WEIGHTS = "llm.mnn", "llm.mnn.weight"
@@ -99,7 +100,7 @@ print(model.response("Hello"))"""
     def prove(model_file: Path, folder: Path, scratch: Path) -> Proof:
         return prove_llm(model_file, folder, folder / MODEL, scratch)
 
-    def compare(self, model_file: Path, folder: Path, samples: list[Feeds], scratch: Path) -> dict[str, Any]:
+    def compare(self, model_file: Path, folder: Path, samples: list[Feeds], scratch: Path) -> EngineOnText:
         def run(memory: str) -> Callable[[Request], Measured]:
             return lambda request: measure(
                 "MNN", "lowbit.pipeline.convert.mnn.llm_worker", folder, request, scratch, memory=memory

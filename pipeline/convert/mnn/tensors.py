@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -23,9 +22,10 @@ from lowbit.pipeline.convert.mnn.sizes import MnnSizes
 from lowbit.pipeline.convert.mnn.tensors_graph import write_plain
 from lowbit.pipeline.errors import ConvertError
 from lowbit.pipeline.onnx_io.reader import read_layers
+from lowbit.pipeline.report.engine_quality import EngineOnOutputs, OutputMode
 from lowbit.pipeline.runtime.partition import Feeds
 from lowbit.pipeline.runtime.session import open_model
-from lowbit.pipeline.validate.outputs import output_figures, outputs_of
+from lowbit.pipeline.validate.outputs import output_errors, outputs_of
 
 MODEL = "model.mnn"
 TOLERANCE = 1e-4
@@ -75,21 +75,20 @@ class Mnn(Target[MnnOptions]):
     def prove(model_file: Path, folder: Path, scratch: Path) -> Proof:
         return prove_plain(model_file, folder / MODEL, scratch)
 
-    def compare(self, model_file: Path, folder: Path, samples: list[Feeds], scratch: Path) -> dict[str, Any]:
+    def compare(self, model_file: Path, folder: Path, samples: list[Feeds], scratch: Path) -> EngineOnOutputs:
         expected = outputs_of(open_model(model_file, accuracy_level=0), samples)
-        figures: dict[str, Any] = {"samples": len(samples)}
+        figures = {}
         for memory in ("high", "low"):
-            found = _run(folder / MODEL, memory, samples, list(expected), scratch)
-            outputs = {name: output_figures(found[name], expected[name]) for name in expected}
-            worst = max(one["relative_error"] for one in outputs.values())
-            figures[f"memory_{memory}"] = {"relative_error": worst, "outputs": outputs}
-        worst = figures["memory_high"]["relative_error"]
+            outputs = output_errors(_run(folder / MODEL, memory, samples, list(expected), scratch), expected)
+            largest = max(error.relative_error for error in outputs.values())
+            figures[f"memory_{memory}"] = OutputMode(relative_error=largest, outputs=outputs)
+        worst = figures["memory_high"].relative_error
         if not worst <= TOLERANCE:
             raise ConvertError(
                 f"MNN and onnxruntime disagree on the same codes: outputs differ ({worst:.2e}, at most {TOLERANCE:.0e} is "
                 "rounding). The result is not to be trusted."
             )
-        return figures
+        return EngineOnOutputs(samples=len(samples), **figures)
 
 
 def _whole(graph: gs.Graph) -> onnx.ModelProto:

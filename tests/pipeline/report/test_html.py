@@ -18,7 +18,9 @@ from rich.console import Console
 
 from lowbit.pipeline.commands.check import check_folder
 from lowbit.pipeline.recipe.load import load_recipe
-from lowbit.pipeline.report.html import visible, write_pages
+from lowbit.pipeline.report.html import write_pages
+from lowbit.pipeline.report.manifest import Manifest
+from lowbit.pipeline.report.template import visible
 from lowbit.pipeline.run.runner import run_recipe
 from tests.tiny import recipe_text
 
@@ -103,7 +105,7 @@ def test_a_missed_gate_is_seen(made: Path, tmp_path: Path, tiny: Callable[..., P
 
     manifest = json.loads((made / "manifest.json").read_text("utf-8"))
     manifest["gates"][0] |= {"passed": False, "allowed": 0.001}
-    write_pages(tmp_path, manifest, open_checkpoint(tiny("llama"), "x"))
+    write_pages(tmp_path, Manifest.model_validate_json(json.dumps(manifest)), open_checkpoint(tiny("llama"), "x"))
     page = (tmp_path / "report.html").read_text("utf-8")
     assert '<span class="verdict missed">missed</span>' in page
     assert "0.001 is allowed" in page
