@@ -1,4 +1,4 @@
-"""Pictures: matplotlib figures as SVG for pages and PNG for files, with the same colours throughout."""
+"""Pictures: matplotlib figures as SVG for pages and PNG for files, with the same colors throughout."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from matplotlib import colormaps, rc_context
 from matplotlib.figure import Figure
 
@@ -54,7 +55,7 @@ def frontier_figure(
 
 
 def quiet(figure: Figure) -> None:
-    """Axes in grey, no box, no background: for light and dark pages."""
+    """Axes in gray, no box, no background: for light and dark pages."""
     for axes in figure.axes:
         axes.set_facecolor("none")
         axes.tick_params(which="both", colors=INK)
@@ -96,13 +97,15 @@ def bytes_figure(parts: dict[str, int]) -> Figure:
     return figure
 
 
-def map_figure(rows: list[str], columns: list[str], values: np.ndarray, texts: list[list[str]], colors: str) -> Figure:
+def map_figure(
+    rows: list[str], columns: list[str], values: npt.NDArray[np.float64], texts: list[list[str]], colors: str
+) -> Figure:
     """A heat map, layers by projections.
 
     Args:
         values: float [rows, columns], NaN where there is no such weight.
         texts: what each cell says.
-        colors: a colour map's name.
+        colors: a color map's name.
     """
     figure = new_figure(1.2 + 0.72 * len(columns), 0.7 + 0.24 * len(rows))
     axes = figure.add_subplot()

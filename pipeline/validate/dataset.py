@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from lowbit.pipeline.checkpoint.huggingface import Checkpoint
@@ -22,7 +24,7 @@ LARGEST = 1 << 30
 TEXT_INPUTS = {"input_ids", "attention_mask", "token_type_ids", "position_ids"}
 
 
-def decoder_samples(windows: np.ndarray) -> list[Feeds]:
+def decoder_samples(windows: npt.NDArray[np.int64]) -> list[Feeds]:
     """Token ids int64 [windows, tokens] as one sample each."""
     return [{"input_ids": window[None]} for window in windows]
 
@@ -61,7 +63,7 @@ def _check_positions(window: int, checkpoint: Checkpoint) -> None:
         )
 
 
-def _text(window: np.ndarray, names: set[str]) -> Feeds:
+def _text(window: npt.NDArray[np.int64], names: set[str]) -> Feeds:
     count = len(window)
     every = {
         "input_ids": window[None], "attention_mask": np.ones((1, count), np.int64),
@@ -73,28 +75,31 @@ def _text(window: np.ndarray, names: set[str]) -> Feeds:
 def _from_file(path: Path, graph: gs.Graph) -> Feeds:
     try:
         with zipfile.ZipFile(path) as archive:
-            if (size := sum(one.file_size for one in archive.infolist())) > LARGEST:
+            if (size := sum(member.file_size for member in archive.infolist())) > LARGEST:
                 raise PipelineError(f"validate: {path}: its arrays are larger than {LARGEST >> 30} GB ({size:,} bytes).")
         with np.load(path, allow_pickle=False) as file:
-            found = dict(file)
+            arrays = dict(file)
     except (OSError, ValueError, TypeError, zipfile.BadZipFile) as error:  # TypeError: one array, in an .npy file
         raise PipelineError(f"validate: {path}: cannot be read as an .npz file of arrays: {error}") from error
     wanted = {tensor.name: np.dtype(tensor.dtype) for tensor in graph.inputs}
-    if set(found) != set(wanted):
-        raise PipelineError(f"validate: {path} holds {sorted(found)}, the model takes {sorted(wanted)}.")
+    if set(arrays) != set(wanted):
+        raise PipelineError(f"validate: {path} holds {sorted(arrays)}, the model takes {sorted(wanted)}.")
     for name, dtype in wanted.items():
-        if found[name].dtype != dtype:
-            raise PipelineError(f"validate: {path}: '{name}' is {found[name].dtype}, the model takes {dtype}.")
-    return found
+        if arrays[name].dtype != dtype:
+            raise PipelineError(f"validate: {path}: '{name}' is {arrays[name].dtype}, the model takes {dtype}.")
+    return arrays
 
 
-def _noise(tensor: gs.Tensor, checkpoint: Checkpoint, generator: np.random.Generator) -> np.ndarray:
+def _noise(tensor: gs.Tensor, checkpoint: Checkpoint, generator: np.random.Generator) -> npt.NDArray[Any]:
     """Normal noise of the shape that the graph declares, or that the configuration of a model of images does."""
     config = checkpoint.config
-    size = config.get("image_size", 0)
-    known: dict[str, int] = {"batch_size": 1, "num_channels": config.get("num_channels", 3), "height": size, "width": size}
+    side = config.get("image_size", 0)
+    known: dict[str, int] = {"batch_size": 1, "num_channels": config.get("num_channels", 3), "height": side, "width": side}
     first, *rest = tensor.shape or [1]
-    shape = [first if isinstance(first, int) else 1, *(one if isinstance(one, int) else known.get(str(one), 0) for one in rest)]
+    shape = [
+        first if isinstance(first, int) else 1,
+        *(size if isinstance(size, int) else known.get(str(size), 0) for size in rest),
+    ]
     if np.dtype(tensor.dtype).kind != "f" or 0 in shape:
         raise PipelineError(
             f"validate: nobody can tell what the input '{tensor.name}' ({np.dtype(tensor.dtype)} {list(tensor.shape)}) may be. "
@@ -103,7 +108,7 @@ def _noise(tensor: gs.Tensor, checkpoint: Checkpoint, generator: np.random.Gener
     return generator.standard_normal(shape).astype(tensor.dtype)
 
 
-def token_windows(recipe: Recipe, checkpoint: Checkpoint) -> np.ndarray:
+def token_windows(recipe: Recipe, checkpoint: Checkpoint) -> npt.NDArray[np.int64]:
     """The tokens to validate on, int64 [windows, window].
 
     Raises:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import onnxruntime
 
 from lowbit.pipeline.checkpoint.huggingface import Checkpoint
@@ -17,12 +18,14 @@ PROMPTS, PROMPT, NEW_TOKENS = 3, 16, 32
 """How many, how many tokens of each, and how many follow."""
 
 
-def prompts_of(windows: np.ndarray) -> list[list[int]]:
+def prompts_of(windows: npt.NDArray[np.int64]) -> list[list[int]]:
     """The beginnings of the first windows of text, int64 [windows, tokens]."""
     return [window[:PROMPT].tolist() for window in windows[:PROMPTS]]
 
 
-def continuations(graph_file: Path, checkpoint: Checkpoint, candidate: Path, windows: np.ndarray) -> tuple[Continuation, ...]:
+def continuations(
+    graph_file: Path, checkpoint: Checkpoint, candidate: Path, windows: npt.NDArray[np.int64]
+) -> tuple[Continuation, ...]:
     """For each prompt its text, and what the float model and the quantized one, as it runs, write after it.
 
     Both models are held in memory, one after the other.
@@ -44,7 +47,7 @@ def continuations(graph_file: Path, checkpoint: Checkpoint, candidate: Path, win
 
 def greedy(session: onnxruntime.InferenceSession, prompt: list[int], count: int) -> list[int]:
     """`count` tokens after `prompt`, each the likeliest, on the model's cache."""
-    past: dict[str, np.ndarray] | None = None
+    past: dict[str, npt.NDArray[np.float32]] | None = None
     ids, chosen = prompt, []
     for _ in range(count):
         scores, past = decode(session, ids, past)

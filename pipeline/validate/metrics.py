@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numba
 import numpy as np
+import numpy.typing as npt
 
 from lowbit.pipeline.report.text_quality import TextScores
 
@@ -52,7 +53,7 @@ def score_tokens(reference, candidate, targets):  # type: ignore[no-untyped-def]
     return scores
 
 
-def summarize(scores: np.ndarray) -> TextScores:
+def summarize(scores: npt.NDArray[np.float64]) -> TextScores:
     """The figures of `score_tokens` results, float64 [windows, tokens - 1, 6]."""
     mean = scores.reshape(-1, scores.shape[-1]).mean(0)
     by_window = scores[..., 2].mean(1)
@@ -70,7 +71,7 @@ def summarize(scores: np.ndarray) -> TextScores:
     )
 
 
-def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
-    """|found - expected| / |expected| in the Euclidean norm over all elements; 0 where both are nothing but zeros."""
+def relative_error(candidate: npt.NDArray[np.floating], expected: npt.NDArray[np.floating]) -> float:
+    """|candidate - expected| / |expected| in the Euclidean norm over all elements; 0 where both are nothing but zeros."""
     size = max(float(np.linalg.norm(expected)), float(np.finfo(np.float32).tiny))
-    return float(np.linalg.norm(found - expected)) / size
+    return float(np.linalg.norm(candidate - expected)) / size

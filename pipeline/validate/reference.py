@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from lowbit.passes.graph.match import behind, constant_value, matmul_weight, producer
@@ -27,7 +28,9 @@ LOGIT_BYTES = 64 << 20
 Progress = Callable[[float], None]
 
 
-def write_reference(graph_file: Path, checkpoint: Checkpoint, windows: np.ndarray, file: Path, progress: Progress) -> None:
+def write_reference(
+    graph_file: Path, checkpoint: Checkpoint, windows: npt.NDArray[np.int64], file: Path, progress: Progress
+) -> None:
     """Run the float model block by block in onnxruntime; writes what its last product multiplies, the final hidden states.
 
     They are the float model's part of every later validation on the same text, a thousandth of its logits in size.
@@ -41,17 +44,19 @@ def write_reference(graph_file: Path, checkpoint: Checkpoint, windows: np.ndarra
     for lighten in (NarrowEmbedding(), FuseTranspose()):  # the same numbers from less memory, sooner
         lighten.apply(graph)
     parts = batches(windows, checkpoint)
-    found = Segments(graph, weight_folder(graph), hidden.name).run([decoder_feeds(graph, ids) for ids in parts], progress)
-    first = next(found)
+    made = Segments(graph, weight_folder(graph), hidden.name).run([decoder_feeds(graph, ids) for ids in parts], progress)
+    first = next(made)
     states = np.lib.format.open_memmap(file, "w+", np.float32, (*windows.shape, first.shape[-1]))
     start = 0
-    for batch in itertools.chain([first], found):
+    for batch in itertools.chain([first], made):
         states[start : start + len(batch)] = batch
         start += len(batch)
     states.flush()
 
 
-def reference_logits(graph_file: Path, checkpoint: Checkpoint, file: Path, sizes: Iterable[int]) -> Iterator[np.ndarray]:
+def reference_logits(
+    graph_file: Path, checkpoint: Checkpoint, file: Path, sizes: Iterable[int]
+) -> Iterator[npt.NDArray[np.float32]]:
     """Logits of the float model, float32 [batch, tokens, vocabulary], from the `file` of `write_reference`.
 
     The product goes by rows of the output table: widened whole, that would be the largest thing in memory.
@@ -108,7 +113,7 @@ def _head(graph: gs.Graph) -> _Head:
     return _Head(node.inputs[0], operand.weight, after)
 
 
-def batches(windows: np.ndarray, checkpoint: Checkpoint) -> list[np.ndarray]:
+def batches(windows: npt.NDArray[np.int64], checkpoint: Checkpoint) -> list[npt.NDArray[np.int64]]:
     """Windows in batches whose logits take about LOGIT_BYTES."""
     vocabulary = int(checkpoint.config.get("vocab_size", 1 << 17))
     size = max(1, LOGIT_BYTES // (4 * windows.shape[1] * vocabulary))

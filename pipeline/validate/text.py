@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from lowbit.passes.quant.parallel import in_order
@@ -20,11 +22,13 @@ from lowbit.pipeline.validate.worst_windows import worst_windows
 
 SCORED_TOKENS = 64
 """Tokens that one core scores at a time."""
+Scores = npt.NDArray[np.float64]
+"""Of `score_tokens`, [windows, tokens - 1, 6]."""
 
 
 def compare(
-    graph_file: Path, checkpoint: Checkpoint, reference: Path, candidate: Path, windows: np.ndarray, progress: Progress,
-    as_run: bool = True,
+    graph_file: Path, checkpoint: Checkpoint, reference: Path, candidate: Path, windows: npt.NDArray[np.int64],
+    progress: Progress, as_run: bool = True,
 ) -> TextQuality:  # fmt: skip
     """Both models on `windows`, block by block; the candidate in exact arithmetic and, where it differs, in its own.
 
@@ -36,31 +40,39 @@ def compare(
     """
     levels = sorted(accuracy_levels(load_model(candidate)) | {0}) if as_run else [0]
     parts = batches(windows, checkpoint)
-    runs = []
-    for number, level in enumerate((0, None)[: len(levels)]):
-        share = lambda done, number=number: progress((number + done) / len(levels))  # noqa: E731
-        runs.append(candidate_logits(candidate, level, parts, share))
-    scores: list[list[np.ndarray]] = [[] for _ in runs]
-    expected = reference_logits(graph_file, checkpoint, reference, map(len, parts))
-    for ids, known, *found in zip(parts, expected, *runs, strict=True):
-        for kept, logits in zip(scores, found, strict=True):
-            kept.append(score_batch(known, logits, ids))
-    exact = np.concatenate(scores[0])
-    own = [ScoresAsRun(accuracy_levels=tuple(levels[1:]), **dict(summarize(np.concatenate(one)))) for one in scores[1:]]
-    worst = worst_windows(exact, windows, load_tokenizer(checkpoint))
-    return TextQuality(**dict(summarize(exact)), worst_windows=worst, as_run=own[0] if own else None)
+
+    def share(number: int, done: float) -> None:
+        progress((number + done) / len(levels))
+
+    runs = [
+        candidate_logits(candidate, level, parts, partial(share, number))
+        for number, level in enumerate((0, None)[: len(levels)])
+    ]
+    scores: list[list[Scores]] = [[] for _ in runs]
+    references = reference_logits(graph_file, checkpoint, reference, map(len, parts))
+    for ids, expected, *candidates in zip(parts, references, *runs, strict=True):
+        for batches_of_run, logits in zip(scores, candidates, strict=True):
+            batches_of_run.append(score_batch(expected, logits, ids))
+    exact, *rounded = (np.concatenate(batches_of_run) for batches_of_run in scores)
+    return TextQuality(
+        **dict(summarize(exact)),
+        worst_windows=worst_windows(exact, windows, load_tokenizer(checkpoint)),
+        as_run=ScoresAsRun(accuracy_levels=tuple(levels[1:]), **dict(summarize(rounded[0]))) if rounded else None,
+    )
 
 
-def candidate_logits(file: Path, level: int | None, batches: list[np.ndarray], progress: Progress) -> Iterator[np.ndarray]:
-    """Logits of a quantized model at an accuracy_level (None: its own) for each batch of ids."""
+def candidate_logits(
+    file: Path, level: int | None, batches: list[npt.NDArray[np.int64]], progress: Progress
+) -> Iterator[npt.NDArray[np.float32]]:
+    """Logits of a quantized model at an accuracy_level (None: its own), [batch, tokens, vocabulary] for each batch of ids."""
     graph = gs.import_onnx(load_model(file, level))
     return Segments(graph, file.parent, "logits").run([decoder_feeds(graph, ids) for ids in batches], progress)
 
 
-def score_batch(expected: np.ndarray, found: np.ndarray, ids: np.ndarray) -> np.ndarray:
+def score_batch(expected: npt.NDArray[np.float32], logits: npt.NDArray[np.float32], ids: npt.NDArray[np.int64]) -> Scores:
     """`score_tokens` of logits [batch, tokens, vocabulary] that predict ids [batch, tokens]: [batch, tokens - 1, 6]."""
-    flat = [np.ascontiguousarray(one[:, :-1]).reshape(-1, one.shape[-1]) for one in (expected, found)]
+    flat = [np.ascontiguousarray(side[:, :-1]).reshape(-1, side.shape[-1]) for side in (expected, logits)]
     targets = ids[:, 1:].reshape(-1)
-    pieces = [slice(start, start + SCORED_TOKENS) for start in range(0, len(targets), SCORED_TOKENS)]
-    scores = in_order(lambda piece: score_tokens(flat[0][piece], flat[1][piece], targets[piece]), pieces)
+    rows = [slice(start, start + SCORED_TOKENS) for start in range(0, len(targets), SCORED_TOKENS)]
+    scores = in_order(lambda some: score_tokens(flat[0][some], flat[1][some], targets[some]), rows)
     return np.concatenate(list(scores)).reshape(len(ids), -1, 6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from lowbit.pipeline.report.text_quality import Flip, WorstWindow
@@ -11,7 +12,9 @@ WINDOWS, FLIPS, BEFORE = 3, 5, 24
 """How many windows, how many tokens of each, and how many tokens of text before each of them."""
 
 
-def worst_windows(scores: np.ndarray, windows: np.ndarray, tokenizer: Tokenizer) -> tuple[WorstWindow, ...]:
+def worst_windows(
+    scores: npt.NDArray[np.float64], windows: npt.NDArray[np.int64], tokenizer: Tokenizer
+) -> tuple[WorstWindow, ...]:
     """The windows of largest mean KL divergence, each with the flipped tokens of largest KL.
 
     Args:
@@ -25,7 +28,7 @@ def worst_windows(scores: np.ndarray, windows: np.ndarray, tokenizer: Tokenizer)
     )
 
 
-def _flips(scores: np.ndarray, ids: np.ndarray, tokenizer: Tokenizer) -> tuple[Flip, ...]:
+def _flips(scores: npt.NDArray[np.float64], ids: npt.NDArray[np.int64], tokenizer: Tokenizer) -> tuple[Flip, ...]:
     flipped = np.flatnonzero(scores[:, 3] == 0)
     worst = flipped[np.argsort(-scores[flipped, 2], kind="stable")][:FLIPS]
 
