@@ -28,6 +28,11 @@ class Gate(Facts):
     """None where the figure was not measured."""
     passed: bool
 
+    @property
+    def measured(self) -> str:
+        """What was found, in words."""
+        return "not measured" if self.found is None else f"{self.found:.4f}"
+
     @classmethod
     def held(cls, name: GateName, allowed: float, quality: Quality) -> Gate:
         """The gate, held against figures; what is not a number passes none."""

@@ -33,7 +33,7 @@ def result_card(manifest: Manifest) -> str:
 def verdict(manifest: Manifest) -> tuple[str, str]:
     """A word for the head of a page, and a sentence."""
     if manifest.missed:
-        said = (f"{gate.name} is {gate.found:.4f}, {gate.allowed} is allowed" for gate in manifest.missed)
+        said = (f"{gate.name} is {gate.measured}, {gate.allowed} is allowed" for gate in manifest.missed)
         return "missed", "; ".join(said)
     engines = " and ".join(hand_off.label for hand_off in manifest.hand_offs.values())
     proven = f"the same codes in ONNX and {engines}, bit for bit" if engines else "no other engine was asked for"

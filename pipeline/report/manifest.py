@@ -12,7 +12,7 @@ from lowbit.pipeline.errors import PipelineError
 from lowbit.pipeline.report.facts import Facts
 from lowbit.pipeline.report.gates import Gate
 from lowbit.pipeline.report.progress import Record
-from lowbit.pipeline.report.quality import Quality
+from lowbit.pipeline.report.quality import KINDS, Quality
 
 MANIFEST = "manifest.json"
 VERSION: Final = 1
@@ -173,12 +173,15 @@ def read_manifest(folder: Path) -> Manifest:
 def _sentence(error: ValidationError) -> str:
     """The first thing that is wrong, with the field's place in the file."""
     first = error.errors(include_url=False)[0]
-    place = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "value_error":
-        return f"{first['ctx']['error']}."
-    if first["type"] == "missing":
-        return f"{place} is missing."
-    if first["type"] == "extra_forbidden":
-        return f"{place} means nothing here."
+    place = ".".join(str(part) for part in first["loc"] if part not in KINDS)
+    match first["type"]:
+        case "value_error":
+            return f"{first['ctx']['error']}."
+        case "missing":
+            return f"{place} is missing."
+        case "extra_forbidden" | "unexpected_keyword_argument":
+            return f"{place} means nothing here."
+        case "union_tag_invalid":
+            return f"{place} is {first['input']!r:.60}; expected an object."
     message = first["msg"].replace("Input should be", "expected")
-    return f"{place} is {str(first['input'])[:60]!r}; {message[0].lower()}{message[1:]}."
+    return f"{place} is {first['input']!r:.60}; {message[0].lower()}{message[1:]}."

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Discriminator, Field, Tag
 
-from lowbit.pipeline.report.engine_quality import EngineQuality
+from lowbit.pipeline.report.engine_quality import EngineOnOutputs, EngineOnText, EngineQuality, NotCompared
 from lowbit.pipeline.report.facts import Facts, optional
 from lowbit.pipeline.report.output_quality import OutputQuality
 from lowbit.pipeline.report.text_quality import TextQuality
@@ -22,6 +22,9 @@ ModelQuality = Annotated[
     Annotated[TextQuality, Tag("TextQuality")] | Annotated[OutputQuality, Tag("OutputQuality")], Discriminator(_kind)
 ]
 """Figures of a model that writes text, or of any other."""
+
+KINDS = frozenset(kind.__name__ for kind in (TextQuality, OutputQuality, EngineOnText, EngineOnOutputs, NotCompared))
+"""What stands in the place of an error within figures of one of these kinds, and not in the file."""
 
 
 class Quality(Facts):

@@ -97,5 +97,5 @@ def run_recipe(recipe: Recipe, build: Path, model: Path | None, console: Console
 
 def _check_gates(recipe: Recipe, manifest: Manifest) -> None:
     if manifest.missed:
-        missed = "; ".join(f"{gate.name}: {gate.found:.4f}, allowed {gate.allowed}" for gate in manifest.missed)
+        missed = "; ".join(f"{gate.name}: {gate.measured}, allowed {gate.allowed}" for gate in manifest.missed)
         raise ValidationFailed(f"{recipe.file}: gate missed: {missed}. All results are kept in the build folder.")
