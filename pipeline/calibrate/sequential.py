@@ -1,4 +1,4 @@
-"""`calibrate:` both models read text, stage by stage, and each layer is quantized for the inputs that it gets."""
+"""A graph and text -> quantized weights, subgraph by subgraph, each chosen for the inputs that it gets."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import onnx_graphsurgeon as gs
 from threadpoolctl import threadpool_limits
 
 from lowbit.passes.graph.names import LAYER
 from lowbit.passes.quant.quantized_weight import QuantizedWeight
-from lowbit.pipeline.calibrate.activations import CorrectedWeight, SideBySide
-from lowbit.pipeline.calibrate.subgraphs import Stages
+from lowbit.pipeline.calibrate.activations import CorrectedWeight, PairedActivations
+from lowbit.pipeline.calibrate.subgraphs import PartitionedGraph
 from lowbit.pipeline.onnx_io.stream import write_entry
 from lowbit.pipeline.recipe.sections import Calibrate
 from lowbit.pipeline.runtime.session import weight_folder
@@ -40,14 +41,14 @@ class Calibrated:
 
 @dataclass(frozen=True)
 class Key:
-    """What a stage depends on: everything before it (`chain`), and each of its weights."""
+    """What a subgraph depends on: everything before it (`chain`), and each of its weights."""
 
     chain: str
     weights: dict[QuantizedWeight, str]
 
 
 def calibrate(
-    graph: gs.Graph, options: Calibrate, windows: np.ndarray, sources: SourceDigests, store: Store, report: Report
+    graph: gs.Graph, options: Calibrate, windows: npt.NDArray[np.int64], sources: SourceDigests, store: Store, report: Report
 ) -> Calibrated:
     """Quantize every weight of `graph` up to the last one with a calibrated method, or recall it.
 
@@ -56,70 +57,96 @@ def calibrate(
         windows: int64 [windows, tokens].
         report: gets the share done and the time left.
 
-    Weights come stage by stage, so that each sees the inputs that its quantized predecessors make. Both models' states are
-    saved between layers as they are: a run that was stopped goes on with the very numbers it had.
+    Weights come subgraph by subgraph, so that each sees the inputs that its quantized predecessors make. Both models' states
+    are saved between layers as they are: a run that was stopped goes on with the very numbers it had.
     """
-    stages = Stages(graph, weight_folder(graph))
-    keys = _keys(stages, options, windows, sources)
-    wanted = {weight: key for one in keys for weight, key in one.weights.items()}
-    known = {weight: entry for weight, key in wanted.items() if (entry := store.get(key)) is not None}
-    found = Calibrated(known, len(wanted) - len(known))
-    if not found.made:
-        return found
-    work = [sum(p.weight.source.nbytes for p in stage.products) for stage in stages.stages[: len(keys)]]
-    begun = last_save = time.monotonic()
+    partitioned = PartitionedGraph(graph, weight_folder(graph))
+    keys = _keys(partitioned, options, windows, sources)
+    weight_keys = {weight: key for subgraph in keys for weight, key in subgraph.weights.items()}
+    entries = {weight: entry for weight, key in weight_keys.items() if (entry := store.get(key)) is not None}
+    calibrated = Calibrated(entries, len(weight_keys) - len(entries))
+    if not calibrated.made:
+        return calibrated
+    work = [sum(p.weight.source.nbytes for p in subgraph.products) for subgraph in partitioned.subgraphs[: len(keys)]]
+    begun = time.monotonic()
     with threadpool_limits(1, "blas"), store.scratch() as scratch:
-        first, both, saved = _resume(stages, scratch, keys, store, windows, known)
+        first, activations, states = _resume(partitioned, scratch, keys, store, windows, entries)
         for number in range(first, len(keys)):
-            if number > first and time.monotonic() - last_save > SAVE_SECONDS and _opens_layer(stages, number):
-                kept = store.local.put(_states_key(keys[number]), both.save)
-                if saved is not None:
-                    store.local.remove(saved)
-                saved, last_save = kept, time.monotonic()
-            both.run(number)
-            asymmetric = options.asymmetric and number > 0  # nothing was quantized before the first stage
-            _quantize(both, number, keys[number], store, known, asymmetric)
-            both.release(number)
+            if number > first and states.due() and _opens_layer(partitioned, number):
+                states.save(keys[number], activations)
+            activations.run(number)
+            asymmetric = options.asymmetric and number > 0  # nothing was quantized before the first subgraph
+            _quantize(activations, number, keys[number], store, entries, asymmetric)
+            activations.release(number)
             done = sum(work[first : number + 1]) / sum(work[first:])
             report(done, f"{(time.monotonic() - begun) * (1 - done) / done:,.0f} s left")
-    if saved is not None:
-        store.local.remove(saved)
-    return found
+    states.remove()
+    return calibrated
+
+
+class SavedStates:
+    """The newest states that were saved, of which there is one at a time, and when that was.
+
+    Args:
+        entry: those of a run that was stopped.
+    """
+
+    def __init__(self, store: Store, entry: Entry | None) -> None:
+        self.store, self.entry, self.time = store, entry, time.monotonic()
+
+    def due(self) -> bool:
+        """Whether much work would be lost without saving again."""
+        return time.monotonic() - self.time > SAVE_SECONDS
+
+    def save(self, key: Key, activations: PairedActivations) -> None:
+        """Save the states before the subgraph of `key`, and remove those before them."""
+        entry = self.store.put(_states_key(key), activations.save)
+        self.remove()
+        self.entry, self.time = entry, time.monotonic()
+
+    def remove(self) -> None:
+        """Remove what was saved: nothing will ask for it again."""
+        if self.entry is not None:
+            self.store.remove(self.entry)
 
 
 def _quantize(
-    both: SideBySide, number: int, key: Key, store: Store, known: dict[QuantizedWeight, Entry], asymmetric: bool
+    activations: PairedActivations, number: int, key: Key, store: Store, entries: dict[QuantizedWeight, Entry], asymmetric: bool
 ) -> None:
-    """Make what is not known of a stage, and let both models multiply by it."""
-    products, later = both.stages.stages[number].products, both.stages.read_after(number)
+    """Make what is missing of a subgraph, and let both models multiply by it."""
+    partitioned = activations.partitioned
+    products, later = partitioned.subgraphs[number].products, partitioned.read_after(number)
     for x in dict.fromkeys(product.x for product in products):
         readers = [product for product in products if product.x == x]
-        missing = [product for product in readers if product.weight not in known]
+        missing = [product for product in readers if product.weight not in entries]
         hessian, drift = None, None
         if any(product.weight.method.calibrated for product in missing):
-            hessian, drift = both.moments(x), both.drift(x) if asymmetric else None
+            hessian, drift = activations.moments(x), activations.drift(x) if asymmetric else None
         for product in missing:
-            ready = product.weight
-            if hessian is not None and ready.method.calibrated:
-                target = None if drift is None else CorrectedWeight(ready.source, drift, hessian)
-                ready = replace(ready, hessian=hessian, target=target)
-            known[product.weight] = store.put(key.weights[product.weight], partial(write_entry, ready))
+            weight = product.weight
+            if hessian is not None and weight.method.calibrated:
+                target = None if drift is None else CorrectedWeight(weight.source, drift, hessian)
+                weight = replace(weight, hessian=hessian, target=target)
+            entries[product.weight] = store.put(key.weights[product.weight], partial(write_entry, weight))
         for product in readers:
             if product.y in later:
-                both.multiply_exact(product)
-                both.multiply_quantized(product, known[product.weight])
+                activations.multiply_exact(product)
+                activations.multiply_quantized(product, entries[product.weight])
 
 
-def _keys(stages: Stages, options: Calibrate, windows: np.ndarray, sources: SourceDigests) -> list[Key]:
-    """The key of every stage up to the last one with a calibrated method: known before anything is run."""
-    looked_at = [i for i, stage in enumerate(stages.stages) if any(p.weight.method.calibrated for p in stage.products)]
-    last = max(looked_at, default=-1)
+def _keys(
+    partitioned: PartitionedGraph, options: Calibrate, windows: npt.NDArray[np.int64], sources: SourceDigests
+) -> list[Key]:
+    """The key of every subgraph up to the last one with a calibrated method: known before anything is run."""
+    subgraphs = partitioned.subgraphs
+    calibrated = [i for i, subgraph in enumerate(subgraphs) if any(p.weight.method.calibrated for p in subgraph.products)]
+    last = max(calibrated, default=-1)
     chain = digest(windows.tolist(), options.asymmetric, source_digest(calibrate), versions(LIBRARIES))
     keys: list[Key] = []
-    for number, stage in enumerate(stages.stages[: last + 1]):
+    for number, subgraph in enumerate(subgraphs[: last + 1]):
         before = sorted(keys[-1].weights.values()) if keys else []
-        chain = digest(chain, stages.digest(number, sources.of), before)
-        plain = {product.weight: weight_key(product.weight, sources.of(product.weight.source)) for product in stage.products}
+        chain = digest(chain, partitioned.digest(number, sources.of), before)
+        plain = {product.weight: weight_key(product.weight, sources.of(product.weight.source)) for product in subgraph.products}
         keys.append(Key(chain, {w: digest(chain, key) if w.method.calibrated else key for w, key in plain.items()}))
     return keys
 
@@ -129,19 +156,24 @@ def _states_key(key: Key) -> str:
 
 
 def _resume(
-    stages: Stages, scratch: Path, keys: list[Key], store: Store, windows: np.ndarray, known: dict[QuantizedWeight, Entry]
-) -> tuple[int, SideBySide, Entry | None]:
-    """The stage to go on with, both models before it, and where their states were saved."""
-    unfinished = next(number for number, key in enumerate(keys) if not key.weights.keys() <= known.keys())
+    partitioned: PartitionedGraph,
+    scratch: Path,
+    keys: list[Key],
+    store: Store,
+    windows: npt.NDArray[np.int64],
+    entries: dict[QuantizedWeight, Entry],
+) -> tuple[int, PairedActivations, SavedStates]:
+    """The subgraph to go on with, both models before it, and where their states were saved."""
+    unfinished = next(number for number, key in enumerate(keys) if not key.weights.keys() <= entries.keys())
     for number in range(unfinished, 0, -1):
         if (entry := store.local.get(_states_key(keys[number]))) is not None:
-            return number, SideBySide.load(stages, scratch, entry), entry
-    return 0, SideBySide.begin(stages, scratch, windows), None
+            return number, PairedActivations.load(partitioned, scratch, entry), SavedStates(store.local, entry)
+    return 0, PairedActivations.begin(partitioned, scratch, windows), SavedStates(store.local, None)
 
 
-def _opens_layer(stages: Stages, number: int) -> bool:
-    """Whether a stage is the first of a decoder layer, where the fewest tensors are carried."""
-    before, here = ({_layer(p.weight.name) for p in stages.stages[i].products} for i in (number - 1, number))
+def _opens_layer(partitioned: PartitionedGraph, number: int) -> bool:
+    """Whether a subgraph is the first of a decoder layer, where the fewest tensors are carried."""
+    before, here = ({_layer(p.weight.name) for p in partitioned.subgraphs[i].products} for i in (number - 1, number))
     return before != here
 
 

@@ -14,13 +14,13 @@ from rich.console import Console
 from rich.table import Table
 
 from lowbit.passes.allocate_bits import AllocateBits
-from lowbit.passes.quant.format import BlockFormat
 from lowbit.pipeline.checkpoint.resolve import resolve
 from lowbit.pipeline.errors import PipelineError
 from lowbit.pipeline.export.bind import load_graph
-from lowbit.pipeline.mixed_precision.budget import Context, Question, answer, ask, budget_place, measure
-from lowbit.pipeline.mixed_precision.sensitivity import Damages
-from lowbit.pipeline.mixed_precision.solver import resolved_steps
+from lowbit.pipeline.mixed_precision.allocate import solve_problem
+from lowbit.pipeline.mixed_precision.measure import measure_sensitivities
+from lowbit.pipeline.mixed_precision.problem import BudgetEntry, Context, Forms, Problem, budget_entry, build_problem
+from lowbit.pipeline.mixed_precision.sensitivity import Sensitivities
 from lowbit.pipeline.recipe.edit import put_steps, variant
 from lowbit.pipeline.recipe.recipe import Recipe
 from lowbit.pipeline.report.figures import frontier_figure, save
@@ -35,7 +35,6 @@ from lowbit.pipeline.store.weight_keys import SourceDigests
 
 BITS = tuple(round(float(bits), 2) for bits in np.arange(2.2, 4.51, 0.1))
 """Stored bits per weight that are asked for."""
-Forms = dict[str, BlockFormat]
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Point:
         name: `3.2` bits chosen, or `3/64` for all weights alike.
         bits_per_weight: stored, scales and zero points counted.
         bytes: of the folder where the budget is `fit`, of the weights where it is bits per weight.
-        predicted: expected damage, in the unit of the recipe's sensitivity.
+        predicted: expected loss, in the unit of the recipe's sensitivity.
         kl_divergence: nats per token, where it was measured.
     """
 
@@ -66,7 +65,7 @@ def frontier(recipe: Recipe, build: Path, model: Path | None, measured: int, con
     Raises:
         PipelineError: the recipe has no budget.
     """
-    if (place := budget_place(recipe)) is None:
+    if (entry := budget_entry(recipe)) is None:
         raise PipelineError(f"{recipe.file}: a frontier needs choices: put allocate_bits into passes.")
     folder = build / "frontier" / recipe.name
     with writing(build):
@@ -75,60 +74,59 @@ def frontier(recipe: Recipe, build: Path, model: Path | None, measured: int, con
         run = Run(recipe, resolve(recipe, model), store, Steps(console), SourceDigests(store))
         fresh = partial(load_graph, export_step(run), run.checkpoint)
         context = Context(recipe, run.checkpoint, store, run.sources, fresh)
-        asked = ask(context, place)
+        problem = build_problem(context, entry)
         with run.steps.step("sensitivity", {}) as (_, report):
-            damages = measure(context, place, asked, lambda done: report(done, ""))
-        points = {point.name: (point, forms) for point, forms in _points(context, asked, damages)}
-        uniform = {point.name: (point, forms) for point, forms in _uniform(asked, damages)}
+            sensitivities = measure_sensitivities(context, problem, lambda done: report(done, ""))
+        points = {point.name: (point, forms) for point, forms in _points(context, problem, sensitivities)}
+        uniform = {point.name: (point, forms) for point, forms in _uniform(problem, sensitivities)}
         everywhere = list(points)
         chosen = [everywhere[round(i)] for i in np.linspace(0, len(points) - 1, min(measured, len(points)))]
         for name in [*chosen, *(uniform if measured else ())]:
             kind = points if name in points else uniform
             point, forms = kind[name]
-            kl = _measure(recipe, place, forms, folder / f"{name.replace('/', '-')}.yaml", build, model)
+            kl = _measure(recipe, entry, forms, folder / f"{name.replace('/', '-')}.yaml", build, model)
             kind[name] = Point(**{**asdict(point), "kl_divergence": kl}), forms
             console.print(f"  {name} bits: KL {kl:.4f}", highlight=False)
         found = {"chosen": [point for point, _ in points.values()], "uniform": [point for point, _ in uniform.values()]}
-        _write(folder, found, asked)
-    console.print(_table(recipe, found, asked))
+        _write(folder, found, problem)
+    console.print(_table(recipe, found))
     return folder
 
 
-def _points(context: Context, asked: Question, damages: Damages) -> list[tuple[Point, Forms]]:
-    least = sum(min(asked.sizes[one.name, form] for form in asked.forms) for one in asked.layers)
-    most = sum(max(asked.sizes[one.name, form] for form in asked.forms) for one in asked.layers)
+def _points(context: Context, problem: Problem, sensitivities: Sensitivities) -> list[tuple[Point, Forms]]:
     found = []
     for bits in BITS:
-        budget = int(bits * asked.count / 8)
-        if least <= budget <= most:
-            solved, forms = answer(context, asked, damages, budget)
-            stored = 8 * solved.size / asked.count
-            found.append((Point(f"{bits:g}", stored, solved.size + asked.fixed, solved.damage), forms))
+        budget = int(bits * problem.count / 8)
+        if problem.smallest <= budget <= problem.largest:
+            solution, forms = solve_problem(context, problem, sensitivities, budget)
+            stored = problem.bits(solution.size)
+            found.append((Point(f"{bits:g}", stored, solution.size + problem.fixed, solution.expected_loss), forms))
     if not found:
         raise PipelineError(
-            f"{context.recipe.file}: the choices of bits and block_sizes make {8 * least / asked.count:.2f} to "
-            f"{8 * most / asked.count:.2f} bits per weight; a frontier goes from {BITS[0]} to {BITS[-1]}."
+            f"{context.recipe.file}: the choices of bits and block_sizes make {problem.bits(problem.smallest):.2f} to "
+            f"{problem.bits(problem.largest):.2f} bits per weight; a frontier goes from {BITS[0]} to {BITS[-1]}."
         )
     return found
 
 
-def _uniform(asked: Question, damages: Damages) -> list[tuple[Point, Forms]]:
-    size = 64 if 64 in asked.options.block_sizes else max(asked.options.block_sizes)
+def _uniform(problem: Problem, sensitivities: Sensitivities) -> list[tuple[Point, Forms]]:
+    block_size = 64 if 64 in problem.options.block_sizes else max(problem.options.block_sizes)
+    names = [layer.name for layer in problem.layers]
     found = []
-    for form in asked.forms:
-        if form.block_size == size and form.bits < 8:
-            size_of_all = sum(asked.sizes[one.name, form] for one in asked.layers)
-            damage = sum(damages[one.name, form] for one in asked.layers)
-            point = Point(f"{form.bits}/{size}", 8 * size_of_all / asked.count, size_of_all + asked.fixed, damage)
-            found.append((point, dict.fromkeys((one.name for one in asked.layers), form)))
+    for form in problem.forms:
+        if form.block_size == block_size and form.bits < 8:
+            size = sum(problem.sizes[name, form] for name in names)
+            loss = sum(sensitivities[name, form] for name in names)
+            point = Point(f"{form.bits}/{block_size}", problem.bits(size), size + problem.fixed, loss)
+            found.append((point, dict.fromkeys(names, form)))
     return found
 
 
-def _measure(recipe: Recipe, place: int, forms: Forms, file: Path, build: Path, model: Path | None) -> float:
+def _measure(recipe: Recipe, entry: BudgetEntry, forms: Forms, file: Path, build: Path, model: Path | None) -> float:
     """The KL divergence of an ordinary run; what it makes is removed, what it measured and quantized is kept in the store."""
 
     def change(content: dict[str, Any]) -> None:
-        put_steps(content, place, resolved_steps(recipe.passes[place], forms))
+        put_steps(content, entry.position, entry.build_steps(forms))
         content.pop("convert", None)
         limits = ("max_kl_divergence", "max_perplexity_ratio")
         content["validate"] = {k: v for k, v in (content.get("validate") or {}).items() if k not in limits}
@@ -141,15 +139,15 @@ def _measure(recipe: Recipe, place: int, forms: Forms, file: Path, build: Path, 
     return kl
 
 
-def _write(folder: Path, found: dict[str, list[Point]], asked: Question) -> None:
+def _write(folder: Path, found: dict[str, list[Point]], problem: Problem) -> None:
     content = {kind: [asdict(point) for point in points] for kind, points in found.items()}
     (folder / "frontier.json").write_text(json.dumps(content, indent=1), "utf-8")
     save(
         frontier_figure(
-            [(point.bytes / 1e6, point.predicted) for point in found["chosen"]] if _in_nats(asked.options) else [],
+            [(point.bytes / 1e6, point.predicted) for point in found["chosen"]] if _in_nats(problem.options) else [],
             [(point.bytes / 1e6, kl) for point in found["chosen"] if (kl := point.kl_divergence) is not None],
             [(point.name, point.bytes / 1e6, kl) for point in found["uniform"] if (kl := point.kl_divergence) is not None],
-            "MB, the whole folder" if asked.options.fit else "MB, quantized weights",
+            "MB, the whole folder" if problem.options.fit else "MB, quantized weights",
         ),
         folder / "frontier",
     )
@@ -159,7 +157,7 @@ def _in_nats(options: AllocateBits) -> bool:
     return options.sensitivity in ("kl", "fisher")
 
 
-def _table(recipe: Recipe, found: dict[str, list[Point]], asked: Question) -> Table:
+def _table(recipe: Recipe, found: dict[str, list[Point]]) -> Table:
     table = Table(
         "", "bits per weight", "size", "predicted", "measured KL", title=f"frontier of {recipe.name}", title_justify="left"
     )

@@ -11,7 +11,8 @@ from lowbit.pipeline.checkpoint.resolve import resolve
 from lowbit.pipeline.estimate.sizes import Plan, Planned, plan_of
 from lowbit.pipeline.estimate.sketch import sketch
 from lowbit.pipeline.export.support import check_config
-from lowbit.pipeline.mixed_precision.budget import Context, budget_place, planned_budget
+from lowbit.pipeline.mixed_precision.allocate import recall_allocation
+from lowbit.pipeline.mixed_precision.problem import Context, budget_entry
 from lowbit.pipeline.recipe.recipe import Recipe
 from lowbit.pipeline.report.bits_map import bits_map
 from lowbit.pipeline.report.units import megabytes
@@ -32,8 +33,9 @@ def make_plan(recipe: Recipe, build: Path, model: Path | None) -> Plan:
         check_config(checkpoint, recipe.export)
         graph = sketch(checkpoint)
     store = Store(build / ".store")
-    if (place := budget_place(recipe)) is not None:
-        recipe = planned_budget(Context(recipe, checkpoint, store, SourceDigests(store), graph.copy, sketched=True), place)
+    if (entry := budget_entry(recipe)) is not None:
+        context = Context(recipe, checkpoint, store, SourceDigests(store), graph.copy, sketched=True)
+        recipe = recall_allocation(context, entry)
     for step in recipe.passes:
         if not step.options.keeps_shapes:
             step.apply(graph)

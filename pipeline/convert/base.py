@@ -18,7 +18,7 @@ from lowbit.pipeline.convert.sizes import Sizes
 from lowbit.pipeline.errors import ConvertError
 from lowbit.pipeline.recipe.sections import Convert
 from lowbit.pipeline.report.engine_quality import Compared
-from lowbit.pipeline.runtime.layerwise import Segments
+from lowbit.pipeline.runtime.layerwise import LayerwiseModel
 from lowbit.pipeline.runtime.partition import Feeds
 from lowbit.pipeline.runtime.session import decoder_feeds, load_model, set_accuracy_level
 from lowbit.pipeline.validate.metrics import relative_error
@@ -145,4 +145,4 @@ def check_lowered(graph: gs.Graph, model_file: Path, ids: np.ndarray, feeds: Fee
 
 def _logits(graph: gs.Graph, folder: Path, feeds: Feeds) -> np.ndarray:
     """Logits of one run, block by block."""
-    return next(Segments(graph, folder, "logits").run([feeds], lambda done: None))
+    return next(LayerwiseModel(graph, folder, "logits").run([feeds], lambda done: None))

@@ -1,4 +1,4 @@
-"""How much each weight costs at each choice of bits and block size: measured once, remembered by weight and choice."""
+"""Layers and their choices of bits and block size -> what each choice costs: measured once, remembered by weight and choice."""
 
 from __future__ import annotations
 
@@ -36,15 +36,16 @@ class Layer:
 
 
 Choice = tuple[Layer, BlockFormat]
-Damages = dict[tuple[str, BlockFormat], float]
+Sensitivities = dict[tuple[str, BlockFormat], float]
+"""Expected loss of each layer, by name, in each form."""
 
 
-class Sensitivity(ABC):
+class SensitivityMetric(ABC):
     """What quantizing one weight alone costs.
 
     Args:
         method: how codes are chosen.
-        model: digest of all that damage depends on beside the weight and its form.
+        model: digest of all that sensitivity depends on beside the weight and its form.
     """
 
     def __init__(self, layers: list[Layer], method: Method, model: str, store: Store) -> None:
@@ -52,22 +53,22 @@ class Sensitivity(ABC):
 
     @abstractmethod
     def run(self, choices: list[Choice]) -> Iterator[tuple[Layer, BlockFormat, float]]:
-        """The damage of each choice, in any order."""
+        """The sensitivity of each choice, in any order."""
 
-    def known(self, forms: list[BlockFormat]) -> Damages | None:
-        """The damage of every weight in every form, if all of it was measured before."""
+    def known(self, forms: list[BlockFormat]) -> Sensitivities | None:
+        """The sensitivity of every weight in every form, if all of it was measured before."""
         keys = [(layer, form, self._key(layer, form)) for layer in self.layers for form in forms]
         if not all(self.store.has(key) for _, _, key in keys):
             return None
         entries = [(layer.name, form, self.store.get(key)) for layer, form, key in keys]
-        return {(name, form): float(entry.facts["damage"]) for name, form, entry in entries if entry is not None}
+        return {(name, form): float(entry.facts["sensitivity"]) for name, form, entry in entries if entry is not None}
 
-    def measure(self, forms: list[BlockFormat], progress: Progress) -> Damages:
-        """The damage of every weight in every form; what was measured before is recalled."""
+    def measure(self, forms: list[BlockFormat], progress: Progress) -> Sensitivities:
+        """The sensitivity of every weight in every form; what was measured before is recalled."""
         keys = {(layer.name, form): self._key(layer, form) for layer in self.layers for form in forms}
         missing = [(layer, form) for layer in self.layers for form in forms if self.store.get(keys[layer.name, form]) is None]
-        for done, (layer, form, damage) in enumerate(self.run(missing) if missing else (), 1):
-            self.store.put(keys[layer.name, form], lambda _, damage=damage: {"damage": damage})  # type: ignore[misc]
+        for done, (layer, form, value) in enumerate(self.run(missing) if missing else (), 1):
+            self.store.put(keys[layer.name, form], lambda _, value=value: {"sensitivity": value})  # type: ignore[misc]
             progress(done / len(missing))
         found = self.known(forms)
         assert found is not None
@@ -78,7 +79,7 @@ class Sensitivity(ABC):
         return digest(type(self).__name__, self.model, layer.name, *how_quantized(weight), source_digest(type(self)))
 
 
-class WeightError(Sensitivity):
+class WeightError(SensitivityMetric):
     """Relative squared error of the weight, |W' - W|^2 / |W|^2: no text, one weight in memory at a time."""
 
     def __init__(self, layers: list[Layer], method: Method, sources: SourceDigests, store: Store) -> None:
@@ -91,7 +92,7 @@ class WeightError(Sensitivity):
             error, square = np.sum([(chunk.squared_error, chunk.square) for chunk in chunks], axis=0)
             yield layer, form, float(error / max(square, np.finfo(np.float64).tiny))
 
-    def known(self, forms: list[BlockFormat]) -> Damages | None:
+    def known(self, forms: list[BlockFormat]) -> Sensitivities | None:
         read = all(self.sources.known(layer.weight) is not None for layer in self.layers)
         return super().known(forms) if read else None
 

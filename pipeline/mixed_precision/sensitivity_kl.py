@@ -1,4 +1,4 @@
-"""`sensitivity: kl`: the model's output with one weight replaced, all of it in memory in float."""
+"""`sensitivity: kl`: a weight replaced by its quantized self -> how far the output moves; the whole float model in memory."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import onnx_graphsurgeon as gs
 
 from lowbit.passes.quant.format import BlockFormat
 from lowbit.passes.quant.method import Method
-from lowbit.pipeline.mixed_precision.sensitivity import Choice, Layer, Sensitivity
+from lowbit.pipeline.mixed_precision.sensitivity import Choice, Layer, SensitivityMetric
 from lowbit.pipeline.runtime.session import decoder_feeds, open_reference
 from lowbit.pipeline.store.digests import digest, versions
 from lowbit.pipeline.store.store import Store
 from lowbit.pipeline.validate.metrics import score_tokens
 
 
-class OutputDivergence(Sensitivity):
+class OutputDivergence(SensitivityMetric):
     """KL divergence of a float decoder's output when one of its weights is replaced, nats per token.
 
     Args:
@@ -35,10 +35,10 @@ class OutputDivergence(Sensitivity):
         weights: dict[str, np.ndarray] = {}
         for layer in self.layers:
             n, k = layer.weight.shape
-            place = gs.Variable(f"{layer.name}.probe", np.float32, [k, n])
-            layer.node.inputs[1] = place
-            self.graph.inputs.append(place)
-            weights[place.name] = np.ascontiguousarray(layer.weight.load().astype(np.float32).T)
+            probe = gs.Variable(f"{layer.name}.probe", np.float32, [k, n])
+            layer.node.inputs[1] = probe
+            self.graph.inputs.append(probe)
+            weights[probe.name] = np.ascontiguousarray(layer.weight.load().astype(np.float32).T)
         self.graph.cleanup().toposort()
         session = open_reference(self.graph)
         feeds = weights | decoder_feeds(session, self.windows)
@@ -50,5 +50,5 @@ class OutputDivergence(Sensitivity):
             yield layer, form, self._divergence(expected, logits)
 
     def _divergence(self, expected: np.ndarray, logits: np.ndarray) -> float:
-        flat = [np.ascontiguousarray(one[:, :-1]).reshape(-1, one.shape[-1]) for one in (expected, logits)]
+        flat = [np.ascontiguousarray(rows[:, :-1]).reshape(-1, rows.shape[-1]) for rows in (expected, logits)]
         return float(score_tokens(*flat, self.windows[:, 1:].reshape(-1))[:, 2].mean())

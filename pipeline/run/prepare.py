@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lowbit.passes.allocate_bits import AllocateBits
 from lowbit.passes.graph.quantized_ops import quantized_weight
 from lowbit.pipeline.calibrate.channel_scales import set_to_one
 from lowbit.pipeline.checkpoint.onnx_model import OnnxModel
@@ -17,7 +16,8 @@ from lowbit.pipeline.estimate.sizes import Plan, plan_of
 from lowbit.pipeline.export.bind import load_graph
 from lowbit.pipeline.export.exporter import export_graph
 from lowbit.pipeline.export.support import check_config, check_layers, describe
-from lowbit.pipeline.mixed_precision.budget import Context, budget_place, resolve_budget
+from lowbit.pipeline.mixed_precision.allocate import allocate
+from lowbit.pipeline.mixed_precision.problem import Context, budget_entry
 from lowbit.pipeline.onnx_io.writer import MODEL
 from lowbit.pipeline.recipe.recipe import Recipe
 from lowbit.pipeline.recipe.sections import Validate
@@ -58,27 +58,24 @@ def export_step(run: Run) -> Path:
 
 def allocate_step(run: Run) -> Recipe:
     """The recipe to run: one with a budget becomes one with bits for every weight."""
-    if (place := budget_place(run.recipe)) is None:
+    if (entry := budget_entry(run.recipe)) is None:
         return run.recipe
-    step = run.recipe.passes[place]
-    with run.steps.step("allocate_bits", step.options.model_dump(mode="json")) as (record, report):
+    with run.steps.step("allocate_bits", entry.options.model_dump(mode="json")) as (record, report):
         fresh = partial(load_graph, run.graph_file, run.checkpoint)
         context = Context(run.recipe, run.checkpoint, run.store, run.sources, fresh)
-        run.recipe, notes = resolve_budget(context, place, lambda done: report(done, ""))
+        run.recipe, notes = allocate(context, entry, lambda done: report(done, ""))
         record.notes += notes
     return run.recipe
 
 
 def check_fit_step(asked: Recipe, work: Path) -> None:
     """A budget is kept, or the result is not published."""
-    place = budget_place(asked)
-    options = None if place is None else asked.passes[place].options
-    if not isinstance(options, AllocateBits) or options.fit_bytes is None:
+    if (entry := budget_entry(asked)) is None or (fit := entry.options.fit_bytes) is None:
         return
     folder = work / (asked.convert[0].folder if asked.convert else "onnx")
     size = sum(file.stat().st_size for file in folder.iterdir())
-    if size > options.fit_bytes:
-        raise RuntimeError(f"{folder.name} has {size} bytes, fit: {options.fit} allows {options.fit_bytes}")
+    if size > fit:
+        raise RuntimeError(f"{folder.name} has {size} bytes, fit: {entry.options.fit} allows {fit}")
 
 
 def rehearse_step(run: Run, graph_file: Path) -> list[Feeds]:

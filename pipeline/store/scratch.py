@@ -12,8 +12,8 @@ LARGE = 32 << 20
 """Arrays of this many bytes go to the disk, so that memory does not grow with the text."""
 
 
-def room(folder: Path, shape: tuple[int, ...], dtype: np.typing.DTypeLike = np.float32) -> np.ndarray:
-    """Room for values: in memory, or in a nameless file of `folder`."""
+def scratch_array(folder: Path, shape: tuple[int, ...], dtype: np.typing.DTypeLike = np.float32) -> np.ndarray:
+    """An array whose values are not set: in memory, or in a nameless file of `folder`."""
     if math.prod(shape) * np.dtype(dtype).itemsize < LARGE:
         return np.empty(shape, dtype)
     with tempfile.TemporaryFile(dir=folder) as file:

@@ -18,7 +18,7 @@ from lowbit.passes.quant.weights import Weight
 from lowbit.pipeline.checkpoint.huggingface import Checkpoint
 from lowbit.pipeline.errors import PipelineError
 from lowbit.pipeline.export.bind import load_graph
-from lowbit.pipeline.runtime.layerwise import Segments
+from lowbit.pipeline.runtime.layerwise import LayerwiseModel
 from lowbit.pipeline.runtime.session import decoder_feeds, weight_folder
 
 ELEMENTWISE = {"Mul": np.multiply, "Div": np.divide, "Tanh": np.tanh}
@@ -44,7 +44,7 @@ def write_reference(
     for lighten in (NarrowEmbedding(), FuseTranspose()):  # the same numbers from less memory, sooner
         lighten.apply(graph)
     parts = batches(windows, checkpoint)
-    made = Segments(graph, weight_folder(graph), hidden.name).run([decoder_feeds(graph, ids) for ids in parts], progress)
+    made = LayerwiseModel(graph, weight_folder(graph), hidden.name).run([decoder_feeds(graph, ids) for ids in parts], progress)
     first = next(made)
     states = np.lib.format.open_memmap(file, "w+", np.float32, (*windows.shape, first.shape[-1]))
     start = 0

@@ -14,7 +14,7 @@ from lowbit.passes.quant.parallel import in_order
 from lowbit.pipeline.checkpoint.huggingface import Checkpoint
 from lowbit.pipeline.checkpoint.tokenizer import load_tokenizer
 from lowbit.pipeline.report.text_quality import ScoresAsRun, TextQuality
-from lowbit.pipeline.runtime.layerwise import Segments
+from lowbit.pipeline.runtime.layerwise import LayerwiseModel
 from lowbit.pipeline.runtime.session import accuracy_levels, decoder_feeds, load_model
 from lowbit.pipeline.validate.metrics import score_tokens, summarize
 from lowbit.pipeline.validate.reference import Progress, batches, reference_logits
@@ -66,7 +66,7 @@ def candidate_logits(
 ) -> Iterator[npt.NDArray[np.float32]]:
     """Logits of a quantized model at an accuracy_level (None: its own), [batch, tokens, vocabulary] for each batch of ids."""
     graph = gs.import_onnx(load_model(file, level))
-    return Segments(graph, file.parent, "logits").run([decoder_feeds(graph, ids) for ids in batches], progress)
+    return LayerwiseModel(graph, file.parent, "logits").run([decoder_feeds(graph, ids) for ids in batches], progress)
 
 
 def score_batch(expected: npt.NDArray[np.float32], logits: npt.NDArray[np.float32], ids: npt.NDArray[np.int64]) -> Scores:

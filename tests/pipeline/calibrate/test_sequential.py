@@ -16,12 +16,12 @@ import pytest
 from rich.console import Console
 
 from lowbit.passes.registry import find_pass
-from lowbit.pipeline.calibrate import activations, sequential
-from lowbit.pipeline.calibrate.activations import CorrectedWeight, SideBySide
+from lowbit.pipeline.calibrate import sequential
+from lowbit.pipeline.calibrate.activations import CorrectedWeight, PairedActivations
 from lowbit.pipeline.calibrate.dataset import calibration_windows, docstrings
 from lowbit.pipeline.calibrate.generate import generate
 from lowbit.pipeline.calibrate.sequential import calibrate
-from lowbit.pipeline.calibrate.subgraphs import Stages
+from lowbit.pipeline.calibrate.subgraphs import PartitionedGraph
 from lowbit.pipeline.checkpoint.huggingface import Checkpoint, open_checkpoint
 from lowbit.pipeline.errors import PipelineError, RecipeError
 from lowbit.pipeline.recipe.load import load_recipe
@@ -47,27 +47,27 @@ def quantized(exported: Exported, kind: str = "qwen2", method: str = "refine", *
 
 
 @pytest.mark.parametrize(("kind", "options"), [("qwen2", {}), ("qwen3", {}), ("llama", {"tie_word_embeddings": True})])
-def test_the_float_model_goes_through_the_stages_unchanged(
+def test_the_float_model_goes_through_the_subgraphs_unchanged(
     exported: Exported, kind: str, options: dict[str, bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(activations, "LARGE", 20_000)  # some tensors in memory, some on the disk
+    monkeypatch.setattr("lowbit.pipeline.calibrate.activations.LARGE", 20_000)  # some tensors in memory, some on the disk
     _, whole = exported(kind, **options)
     expected = open_reference(whole).run(["logits"], decoder_feeds(whole, IDS))[0]
     _, graph = quantized(exported, kind, **options)
-    stages = Stages(graph, weight_folder(graph))
-    assert [sorted(p.weight.name.rpartition(".")[2] for p in stage.products) for stage in stages.stages] == [
+    partitioned = PartitionedGraph(graph, weight_folder(graph))
+    assert [sorted(p.weight.name.rpartition(".")[2] for p in subgraph.products) for subgraph in partitioned.subgraphs] == [
         *[["k_proj", "q_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]] * 2,
         ["lm_head"],
     ]
-    both = SideBySide(stages, tmp_path, [decoder_feeds(graph, ids) for ids in np.split(IDS, 2)])
-    for number, stage in enumerate(stages.stages):
-        both.run(number)
-        for product in stage.products:
-            both.multiply_exact(product)
-        both.quantized = [dict(state) for state in both.exact]
-        if number < len(stages.stages) - 1:
-            both.release(number)
-    found = np.concatenate([state[stages.stages[-1].products[0].y] for state in both.exact])
+    activations = PairedActivations(partitioned, tmp_path, [decoder_feeds(graph, ids) for ids in np.split(IDS, 2)])
+    for number, subgraph in enumerate(partitioned.subgraphs):
+        activations.run(number)
+        for product in subgraph.products:
+            activations.multiply_exact(product)
+        activations.quantized = [dict(state) for state in activations.exact]
+        if number < len(partitioned.subgraphs) - 1:
+            activations.release(number)
+    found = np.concatenate([state[partitioned.subgraphs[-1].products[0].y] for state in activations.exact])
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
 
@@ -83,21 +83,23 @@ def test_moments_and_targets_are_those_of_torch(exported: Exported, tmp_path: Pa
     layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().reshape(-1, 64).numpy()))
     model(torch.from_numpy(IDS))
     x = seen[0].astype(np.float64)
-    both = SideBySide(Stages(graph, weight_folder(graph)), tmp_path, [decoder_feeds(graph, ids) for ids in np.split(IDS, 3)])
-    both.run(0)
-    product = next(p for p in both.stages.stages[0].products if p.weight.name.endswith("q_proj"))
-    hessian = both.moments(product.x)
+    activations = PairedActivations(
+        PartitionedGraph(graph, weight_folder(graph)), tmp_path, [decoder_feeds(graph, ids) for ids in np.split(IDS, 3)]
+    )
+    activations.run(0)
+    product = next(p for p in activations.partitioned.subgraphs[0].products if p.weight.name.endswith("q_proj"))
+    hessian = activations.moments(product.x)
     np.testing.assert_allclose(hessian.matrix, x.T @ x / len(x), rtol=0, atol=1e-5 * np.abs(x.T @ x / len(x)).max())
-    for state in both.quantized:
+    for state in activations.quantized:
         state[product.x] = state[product.x] + np.float32(0.1) * np.sin(np.arange(64, dtype=np.float32))
-    moved = np.concatenate([state[product.x].reshape(-1, 64) for state in both.quantized]).astype(np.float64)
-    hessian = both.moments(product.x)
+    moved = np.concatenate([state[product.x].reshape(-1, 64) for state in activations.quantized]).astype(np.float64)
+    hessian = activations.moments(product.x)
     h = moved.T @ moved / len(moved)
     h += 0.01 * np.diag(h).mean() * np.eye(64)
     w = product.weight.source.load().astype(np.float64)
     expected = w + ((x @ w.T - moved @ w.T).T @ moved / len(moved)) @ np.linalg.inv(h)
     np.testing.assert_allclose(
-        CorrectedWeight(product.weight.source, both.drift(product.x), hessian).load(),
+        CorrectedWeight(product.weight.source, activations.drift(product.x), hessian).load(),
         expected,
         rtol=0,
         atol=1e-3 * np.abs(expected).max(),

@@ -22,7 +22,8 @@ from lowbit.passes.quant.format import BlockFormat
 from lowbit.pipeline.commands.plan import make_plan, plan_tables
 from lowbit.pipeline.errors import PipelineError, RecipeError
 from lowbit.pipeline.mixed_precision.device_times import device_times
-from lowbit.pipeline.mixed_precision.solver import Costs, allocate
+from lowbit.pipeline.mixed_precision.problem import Problem
+from lowbit.pipeline.mixed_precision.solver import Costs, solve
 from lowbit.pipeline.recipe.load import load_recipe
 from lowbit.pipeline.run.runner import run_recipe
 from tests.conftest import PYDOCS
@@ -40,22 +41,22 @@ QUIET = Console(quiet=True)
 )
 def test_the_choice_is_the_best_of_all_that_fit(weights: list[tuple[int, list[float]]], share: float) -> None:
     sizes = {(f"w{i}", form): count * form.bits for i, (count, _) in enumerate(weights) for form in FORMS}
-    damages = {(f"w{i}", form): d for i, (_, damage) in enumerate(weights) for form, d in zip(FORMS, damage, strict=True)}
+    sensitivities = {(f"w{i}", form): d for i, (_, losses) in enumerate(weights) for form, d in zip(FORMS, losses, strict=True)}
     least = sum(min(sizes[f"w{i}", form] for form in FORMS) for i in range(len(weights)))
     most = sum(max(sizes[f"w{i}", form] for form in FORMS) for i in range(len(weights)))
     budget = int(least + share * (most - least))
-    found = allocate(Costs(damages, sizes), budget)
+    found = solve(Costs(sensitivities, sizes), budget)
     assert found.size == sum(sizes[name, form] for name, form in found.chosen.items()) <= budget
     every = itertools.product(FORMS, repeat=len(weights))
     fitting = [one for one in every if sum(sizes[f"w{i}", form] for i, form in enumerate(one)) <= budget]
-    best = min(sum(damages[f"w{i}", form] for i, form in enumerate(one)) for one in fitting)
-    assert found.damage == pytest.approx(best, rel=1e-5, abs=1e-6)
+    best = min(sum(sensitivities[f"w{i}", form] for i, form in enumerate(one)) for one in fitting)
+    assert found.expected_loss == pytest.approx(best, rel=1e-5, abs=1e-6)
 
 
 def test_a_budget_below_the_smallest_is_refused() -> None:
     sizes: dict[tuple[str, BlockFormat], int] = {("w", form): 100 * form.bits for form in FORMS}
     with pytest.raises(PipelineError, match="the smallest choices take 200 bytes, 199 are left"):
-        allocate(Costs(dict.fromkeys(sizes, 1.0), sizes), 199)
+        solve(Costs(dict.fromkeys(sizes, 1.0), sizes), 199)
 
 
 def test_hundreds_of_weights_take_seconds_at_most() -> None:
@@ -68,13 +69,13 @@ def test_hundreds_of_weights_take_seconds_at_most() -> None:
         for n, s in zip(names, generator.integers(1, 70, 197) * 10**6, strict=True)
         for f in forms
     }
-    damages = {
+    sensitivities = {
         (n, f): float(d * 4.0**-f.bits * f.block_size**0.3)
         for n, d in zip(names, generator.lognormal(0, 1, 197), strict=True)
         for f in forms
     }
     budget = sum(sizes[n, forms[4]] for n in names)
-    found = allocate(Costs(damages, sizes), budget)
+    found = solve(Costs(sensitivities, sizes), budget)
     assert found.size <= budget
     assert found.size > 0.999 * budget
     assert found.gap < 1e-3
@@ -82,16 +83,16 @@ def test_hundreds_of_weights_take_seconds_at_most() -> None:
 
 def test_time_is_a_second_budget() -> None:
     sizes = {("w", form): 100 * form.bits for form in FORMS}
-    damages = {("w", form): 1.0 / form.bits for form in FORMS}
+    sensitivities = {("w", form): 1.0 / form.bits for form in FORMS}
     times = {("w", form): {2: 0.9, 3: 1.7, 4: 1.0}[form.bits] for form in FORMS}
-    assert allocate(Costs(damages, sizes), 350).chosen["w"].bits == 3
-    found = allocate(Costs(damages, sizes, times), 350, longest=1.0)
+    assert solve(Costs(sensitivities, sizes), 350).chosen["w"].bits == 3
+    found = solve(Costs(sensitivities, sizes, times), 350, longest=1.0)
     assert (found.chosen["w"].bits, found.time) == (2, 0.9)
     with pytest.raises(PipelineError, match=r"the fastest choices take 0\.900 of the time of 4 bits, 0\.5 are allowed"):
-        allocate(Costs(damages, sizes, times), 350, longest=0.5)
+        solve(Costs(sensitivities, sizes, times), 350, longest=0.5)
     with pytest.raises(PipelineError, match="no choices that are as fast as max_relative_time: 0.95 asks for fit"):
         slow = times | {("w", FORMS[0]): 1.0, ("w", FORMS[2]): 0.9}
-        allocate(Costs(damages, sizes, slow), 350, longest=0.95)
+        solve(Costs(sensitivities, sizes, slow), 350, longest=0.95)
 
 
 def run(tmp_path: Path, model: Path, options: str, convert: str = "convert: {}", name: str = "mine") -> Path:
@@ -208,7 +209,7 @@ def test_what_cannot_be_measured_is_said(
     tiny: Callable[..., Path], tmp_path: Path, in_process: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "lowbit.pipeline.mixed_precision.budget.too_large", lambda checkpoint: "the weights in float need 45.7 GB of memory"
+        "lowbit.pipeline.mixed_precision.measure.too_large", lambda checkpoint: "the weights in float need 45.7 GB of memory"
     )
     with pytest.raises(
         PipelineError, match="sensitivity: kl is not possible, the weights in float need 45.7 GB .* Set sensitivity: fisher"
@@ -273,12 +274,12 @@ def test_the_flagship_fits_to_a_thousandth(
     model = flagship()
     shutil.copytree(PYDOCS, model, dirs_exist_ok=True, ignore=lambda _, names: {n for n in names if "tokenizer" not in n})
 
-    def made_up(context: Any, place: int, asked: Any) -> dict[tuple[str, BlockFormat], float]:
+    def made_up(context: Any, problem: Problem) -> dict[tuple[str, BlockFormat], float]:
         rng = np.random.default_rng(0)
-        scale = {one.name: float(rng.lognormal()) for one in asked.layers}
-        return {(one.name, form): scale[one.name] * 4.0**-form.bits for one in asked.layers for form in asked.forms}
+        scale = {one.name: float(rng.lognormal()) for one in problem.layers}
+        return {(one.name, form): scale[one.name] * 4.0**-form.bits for one in problem.layers for form in problem.forms}
 
-    monkeypatch.setattr("lowbit.pipeline.mixed_precision.budget.known_damages", made_up)
+    monkeypatch.setattr("lowbit.pipeline.mixed_precision.allocate.recall_sensitivities", made_up)
     plan = make_plan(load_recipe(Path("recipes/deepseek-r1-7b-fit-3.2gb.yaml")), tmp_path / "build", model)
     assert 0.999 * 3.2e9 < plan.hand_off_bytes["mnn-llm"] <= 3.2e9
     fast = make_plan(load_recipe(Path("recipes/deepseek-r1-7b-fast-q3.yaml")), tmp_path / "build", model)

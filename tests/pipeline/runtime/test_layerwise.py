@@ -9,7 +9,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
 
-from lowbit.pipeline.runtime.layerwise import Segments
+from lowbit.pipeline.runtime.layerwise import LayerwiseModel
 from lowbit.pipeline.runtime.session import decoder_feeds, load_model, open_model, open_reference, weight_folder
 from tests.conftest import Exported
 
@@ -20,20 +20,20 @@ def test_logits_equal_those_of_the_whole_graph(exported: Exported, kind: str, op
     session = open_reference(graph)
     batches = [np.random.default_rng(i).integers(1, 300, (2, 12)) for i in range(3)]
     feeds = [decoder_feeds(graph, ids) for ids in batches]
-    segments = Segments(graph, weight_folder(graph), "logits")
-    assert len(segments.pieces) == 4, "what is before, two layers, what is after"
+    model = LayerwiseModel(graph, weight_folder(graph), "logits")
+    assert len(model.subgraphs) == 4, "what is before, two layers, what is after"
     shares: list[float] = []
-    for one, found in zip(feeds, segments.run(feeds, shares.append), strict=True):
+    for one, found in zip(feeds, model.run(feeds, shares.append), strict=True):
         np.testing.assert_array_equal(found, session.run(["logits"], one)[0])
     assert shares == sorted(shares)
     assert shares[-1] == pytest.approx(1.0)
 
 
-def test_no_segment_holds_the_weights_of_two_layers(exported: Exported) -> None:
+def test_no_subgraph_holds_the_weights_of_two_layers(exported: Exported) -> None:
     _, graph = exported("qwen2")
-    for piece in Segments(graph, weight_folder(graph), "logits").pieces:
+    for subgraph in LayerwiseModel(graph, weight_folder(graph), "logits").subgraphs:
         names = {
-            t.name for node in piece for t in node.inputs if isinstance(t, gs.Constant) and t.name.startswith("model.layers")
+            t.name for node in subgraph for t in node.inputs if isinstance(t, gs.Constant) and t.name.startswith("model.layers")
         }
         assert len({name.split(".")[2] for name in names}) <= 1
 
@@ -42,7 +42,7 @@ def test_an_inner_tensor_can_be_asked_for(exported: Exported) -> None:
     _, graph = exported("qwen2")
     head = next(t for t in graph.outputs if t.name == "logits").inputs[0]
     feeds = decoder_feeds(graph, np.ones((1, 5), np.int64))
-    hidden = next(Segments(graph, weight_folder(graph), head.inputs[0].name).run([feeds], lambda done: None))
+    hidden = next(LayerwiseModel(graph, weight_folder(graph), head.inputs[0].name).run([feeds], lambda done: None))
     assert hidden.shape == (1, 5, 64)
 
 
@@ -51,6 +51,6 @@ def test_three_bits_expanded_here_give_the_bits_of_onnxruntimes_own_unpacking(re
     graph = gs.import_onnx(load_model(file))
     assert {node.op for node in graph.nodes if node.domain} == {"MatMul3Bits"}
     feeds = decoder_feeds(graph, np.arange(1, 7)[None])
-    found = next(Segments(graph, file.parent, "logits").run([feeds], lambda done: None))
+    found = next(LayerwiseModel(graph, file.parent, "logits").run([feeds], lambda done: None))
     np.testing.assert_array_equal(found, open_model(file).run(["logits"], feeds)[0])
     assert {node.op for node in graph.nodes if node.domain} == {"MatMul3Bits"}, "the graph itself is not changed"
