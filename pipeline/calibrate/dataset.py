@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from lowbit.pipeline.checkpoint.huggingface import Checkpoint
-from lowbit.pipeline.checkpoint.tokenizer import known_ids, load_tokenizer
+from lowbit.pipeline.checkpoint.tokenizer import document_end, known_ids, load_tokenizer
 from lowbit.pipeline.errors import PipelineError
 from lowbit.pipeline.recipe.sections import Calibrate
 from lowbit.pipeline.store.digests import digest, versions
@@ -37,10 +37,10 @@ def calibration_windows(
         return _generated(options, folder, checkpoint, model_digest, store)
     tokenizer = load_tokenizer(checkpoint)
     wanted = options.windows * options.window
-    end = checkpoint.config.get("eos_token_id")
+    end = document_end(checkpoint)
     ids: list[int] = []
     for text in _texts(options, folder):
-        ids += known_ids(tokenizer.encode(text).ids, checkpoint) + ([end] if isinstance(end, int) else [])
+        ids += known_ids(tokenizer.encode(text).ids, checkpoint) + end
         if len(ids) >= wanted:
             return np.array(ids[:wanted], np.int64).reshape(options.windows, options.window)
     raise PipelineError(

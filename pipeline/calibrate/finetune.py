@@ -1,14 +1,15 @@
-"""Train what `finetune_blocks` marked: one decoder block after the other, then the whole model, in torch."""
+"""Quantized weights that `finetune_blocks` marked -> trained ones: one decoder block after the other, then the whole model."""
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx_graphsurgeon as gs
 import torch
 from torch.nn import functional
@@ -18,10 +19,11 @@ from lowbit.passes.graph.names import LAYER
 from lowbit.passes.quant.format import Blocks
 from lowbit.passes.quant.quantized_weight import Chunk, QuantizedWeight
 from lowbit.pipeline.calibrate.fake_quant_linear import TrainedLinear
+from lowbit.pipeline.calibrate.training import train
 from lowbit.pipeline.checkpoint.huggingface import Checkpoint
 from lowbit.pipeline.errors import PipelineError
+from lowbit.pipeline.onnx_io.entry import write_chunks
 from lowbit.pipeline.onnx_io.reader import stored_as_entry
-from lowbit.pipeline.onnx_io.stream import write_chunks
 from lowbit.pipeline.runtime.memory import too_large
 from lowbit.pipeline.runtime.torch_decoder import TorchDecoder
 from lowbit.pipeline.store.digests import digest, versions
@@ -29,17 +31,15 @@ from lowbit.pipeline.store.source_digest import source_digest
 from lowbit.pipeline.store.store import Entry, Store
 
 LIBRARIES = ("torch", "transformers")
-BETAS = (0.9, 0.99)
-"""Adam's: gradients of rounding change fast, so their squares are forgotten sooner than usual."""
-WARM_UP, LAST = 0.05, 0.05
-"""Share of the steps in which the learning rate rises, and what share of it a cosine leaves at the end."""
 Report = Callable[[float, str], None]
+Trained = dict[QuantizedWeight, TrainedLinear]
+"""The layers of a module that are to be trained, by their weights."""
 
 
 def finetune(
     graph: gs.Graph,
     checkpoint: Checkpoint,
-    windows: np.ndarray,
+    windows: npt.NDArray[np.int64],
     entries: dict[QuantizedWeight, Entry],
     store: Store,
     report: Report,
@@ -57,19 +57,20 @@ def finetune(
     Raises:
         PipelineError: end-to-end training does not fit into memory.
     """
-    options = next(w.training for w in entries if w.training is not None)
-    assert isinstance(options, FinetuneBlocks)
+    options = next(weight.training for weight in entries if isinstance(weight.training, FinetuneBlocks))
     if options.end_to_end and (reason := too_large(checkpoint, copies=3)) is not None:
         raise PipelineError(f"finetune_blocks: end_to_end trains the whole model at once, and {reason}. Set it to 0.")
     threads = torch.get_num_threads()
     torch.set_num_threads(options.threads)
     try:
-        return _Training(graph, checkpoint, torch.from_numpy(windows), options, dict(entries), store, report).run()
+        return _Finetuning(graph, checkpoint, torch.from_numpy(windows), options, dict(entries), store, report).run()
     finally:
         torch.set_num_threads(threads)
 
 
-class _Training:
+class _Finetuning:
+    """The float model and the quantized one, on their way through the blocks."""
+
     def __init__(
         self, graph: gs.Graph, checkpoint: Checkpoint, windows: torch.Tensor, options: FinetuneBlocks,
         entries: dict[QuantizedWeight, Entry], store: Store, report: Report,
@@ -78,8 +79,8 @@ class _Training:
         self.windows, self.options, self.entries, self.store, self.report = windows, options, entries, store, report
         self.layers: dict[int, list[QuantizedWeight]] = {}
         for weight in entries:
-            if found := LAYER.search(weight.name):
-                self.layers.setdefault(int(found.group(1)), []).append(weight)
+            if layer := LAYER.search(weight.name):
+                self.layers.setdefault(int(layer.group(1)), []).append(weight)
         self.chain = digest(
             "finetune", options.model_dump(mode="json"), windows.tolist(), sorted(e.folder.name for e in entries.values()),
             source_digest(finetune), versions(LIBRARIES),
@@ -87,87 +88,68 @@ class _Training:
         self.begun = time.monotonic()
 
     def run(self) -> dict[QuantizedWeight, Entry]:
+        parts = len(self.layers) + 2 * self.options.end_to_end
+        if self.options.epochs:
+            self._blocks_in_turn(parts)
+        if self.options.end_to_end:
+            self._end_to_end(partial(self._report, len(self.layers) / parts, 1 - len(self.layers) / parts))
+        return self.entries
+
+    def _blocks_in_turn(self, parts: int) -> None:
+        """Train each block to write what the float model writes, for what the trained blocks before it write."""
         exact = self.decoder.embed(self.windows)
         quantized = exact.clone()
-        total = len(self.layers) + 2 * self.options.end_to_end
-        for number in sorted(self.layers) if self.options.epochs else ():
+        for number in sorted(self.layers):
             block = self.decoder.block(number)
             target = self._through(block, exact)
             trained = self._insert(block, self.layers[number], f"model.layers.{number}.")
             if not self._recall(trained, "block"):
-                self._train_block(block, trained, quantized, target, partial(self._share, number / total, 1 / total))
+                self._train(
+                    trained,
+                    partial(self._block_loss, block, quantized, target, target.square().mean()),
+                    self.options.epochs,
+                    partial(self._report, number / parts, 1 / parts),
+                )
                 self._keep(trained, "block")
             quantized, exact = self._through(block, quantized), target
-        if self.options.end_to_end:
-            self._end_to_end(partial(self._share, len(self.layers) / total, 1 - len(self.layers) / total))
-        return self.entries
 
-    def _end_to_end(self, share: Callable[[float], None]) -> None:
+    def _end_to_end(self, progress: Callable[[float], None]) -> None:
+        """Train all weights together to give the float model's probabilities."""
         student = self.decoder.whole()
         trained = self._insert(student, list(self.entries), "")
         if self._recall(trained, "end to end"):
             return
-        teacher = self.decoder.whole()
-
-        def loss(rows: torch.Tensor) -> torch.Tensor:
-            with torch.no_grad():
-                expected = torch.log_softmax(teacher(self.windows[rows], use_cache=False).logits, -1)
-            found = torch.log_softmax(student(self.windows[rows], use_cache=False).logits, -1)
-            return functional.kl_div(found, expected, reduction="batchmean", log_target=True) / self.windows.shape[1]
-
-        self._train(trained, loss, self.options.end_to_end, share)
+        loss = partial(self._divergence, self.decoder.whole(), student)
+        self._train(trained, loss, self.options.end_to_end, progress)
         self._keep(trained, "end to end")
 
-    def _train_block(
-        self, block: Any, trained: dict[QuantizedWeight, TrainedLinear], x: torch.Tensor, target: torch.Tensor,
-        share: Callable[[float], None],
-    ) -> None:  # fmt: skip
-        size = target.square().mean()
+    def _block_loss(
+        self, block: Any, x: torch.Tensor, target: torch.Tensor, size: torch.Tensor, batch: torch.Tensor
+    ) -> torch.Tensor:
+        return (self.decoder.run(block, x[batch]) - target[batch]).square().mean() / size
 
-        def loss(rows: torch.Tensor) -> torch.Tensor:
-            return (self.decoder.run(block, x[rows]) - target[rows]).square().mean() / size
-
-        self._train(trained, loss, self.options.epochs, share)
+    def _divergence(self, teacher: Any, student: Any, batch: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            expected = torch.log_softmax(teacher(self.windows[batch], use_cache=False).logits, -1)
+        predicted = torch.log_softmax(student(self.windows[batch], use_cache=False).logits, -1)
+        return functional.kl_div(predicted, expected, reduction="batchmean", log_target=True) / self.windows.shape[1]
 
     def _train(
-        self,
-        trained: dict[QuantizedWeight, TrainedLinear],
-        loss: Callable[[torch.Tensor], torch.Tensor],
-        epochs: int,
-        share: Callable[[float], None],
+        self, trained: Trained, loss: Callable[[torch.Tensor], torch.Tensor], epochs: int, progress: Callable[[float], None]
     ) -> None:
-        options, count = self.options, len(self.windows)
-        groups = (
-            {"params": [linear.latent for linear in trained.values()], "lr": options.learning_rate},
-            {"params": [p for linear in trained.values() for p in linear.grid], "lr": options.scale_learning_rate},
-        )
-        adam = options.optimizer == "adam"
-        optimizer = torch.optim.Adam(groups, betas=BETAS) if adam else torch.optim.SGD(groups)
-        steps = epochs * -(-count // options.batch)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step / steps) if adam else 1 - step / steps)
-        shuffled = torch.Generator().manual_seed(options.seed)
-        for step in range(steps):
-            if step % -(-count // options.batch) == 0:
-                batches = iter(torch.split(torch.randperm(count, generator=shuffled), options.batch))
-            optimizer.zero_grad()
-            torch.autograd.backward(loss(next(batches)))
-            if not adam:
-                for parameter in (p for group in optimizer.param_groups for p in group["params"] if p.grad is not None):
-                    parameter.grad.sign_()
-            optimizer.step()
-            schedule.step()
-            share((step + 1) / steps)
+        train(trained.values(), loss, len(self.windows), epochs, self.options, progress)
 
     def _through(self, block: Any, x: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
             return torch.cat([self.decoder.run(block, part) for part in torch.split(x, self.options.batch)])
 
-    def _insert(self, module: Any, weights: list[QuantizedWeight], prefix: str) -> dict[QuantizedWeight, TrainedLinear]:
+    def _insert(self, module: Any, weights: list[QuantizedWeight], prefix: str) -> Trained:
         """Put the codes of the entries in place of float weights; returns those that are to be trained."""
         trained = {}
         for weight in weights:
-            linear = TrainedLinear(weight, self._blocks(weight), module.get_submodule(weight.name.removeprefix(prefix)))
-            parent, _, leaf = weight.name.removeprefix(prefix).rpartition(".")
+            name = weight.name.removeprefix(prefix)
+            linear = TrainedLinear(weight, self._blocks(weight), module.get_submodule(name))
+            parent, _, leaf = name.rpartition(".")
             setattr(module.get_submodule(parent), leaf, linear)
             if weight.training is not None:
                 trained[weight] = linear
@@ -183,10 +165,9 @@ class _Training:
     def _key(self, weight: QuantizedWeight, phase: str) -> str:
         return digest(self.chain, phase, weight.name)
 
-    def _recall(self, trained: dict[QuantizedWeight, TrainedLinear], phase: str) -> bool:
+    def _recall(self, trained: Trained, phase: str) -> bool:
         """Take over what was trained before, if it is all there."""
-        found = {weight: self.store.get(self._key(weight, phase)) for weight in trained}
-        known = {weight: entry for weight, entry in found.items() if entry is not None}
+        known = {weight: entry for weight in trained if (entry := self.store.get(self._key(weight, phase))) is not None}
         if len(known) < len(trained):
             return False
         self.entries |= known
@@ -194,21 +175,20 @@ class _Training:
             linear.settle(self._blocks(weight))
         return True
 
-    def _keep(self, trained: dict[QuantizedWeight, TrainedLinear], phase: str) -> None:
+    def _keep(self, trained: Trained, phase: str) -> None:
+        """Store what was trained, and let the layers be exactly that."""
         for weight, linear in trained.items():
             blocks = linear.blocks()
             linear.settle(blocks)
-            self.entries[weight] = self.store.put(
-                self._key(weight, phase), lambda folder, w=weight, b=blocks: write_chunks(w, _chunks(w, b), folder)  # type: ignore[misc]
-            )  # fmt: skip
+            self.entries[weight] = self.store.put(self._key(weight, phase), partial(_write, weight, blocks))
 
-    def _share(self, start: float, part: float, done: float) -> None:
-        done = start + part * done
+    def _report(self, start: float, share: float, done: float) -> None:
+        done = start + share * done
         self.report(done, f"{(time.monotonic() - self.begun) * (1 - done) / done:,.0f} s left")
 
 
-def _rate(done: float) -> float:
-    return done / WARM_UP if done < WARM_UP else LAST + (1 - LAST) * (1 + math.cos(math.pi * done)) / 2
+def _write(weight: QuantizedWeight, blocks: Blocks, folder: Path) -> dict[str, float]:
+    return write_chunks(weight, _chunks(weight, blocks), folder)
 
 
 def _chunks(weight: QuantizedWeight, blocks: Blocks) -> Iterator[Chunk]:

@@ -1,4 +1,4 @@
-"""The float model writes its own calibration text: what it says when it is used is what its layers should be good at.
+"""Prompts -> calibration text that the float model writes: what it says when it is used is what its layers should be good at.
 
 Calibrating on a reasoning model's own reasoning instead of on general text was worth 9.8 points at 3 bits (Liu et al.,
 arXiv:2504.04823).
@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from lowbit.passes.quant.parallel import in_order
+from lowbit.pipeline.checkpoint.chat_template import chat_template, render
 from lowbit.pipeline.checkpoint.config import transformers_config
 from lowbit.pipeline.checkpoint.huggingface import Checkpoint
-from lowbit.pipeline.checkpoint.tokenizer import load_tokenizer
+from lowbit.pipeline.checkpoint.tokenizer import begin_id, load_tokenizer, special_texts, stop_ids
 from lowbit.pipeline.errors import PipelineError
 
 TOGETHER = 32
@@ -31,7 +32,7 @@ def generate(checkpoint: Checkpoint, prompts: list[str], windows: int, window: i
     import torch
 
     model, begins = _load(checkpoint), _begins(checkpoint, prompts, window)
-    ends = _end_tokens(checkpoint)
+    ends = set(stop_ids(checkpoint))
     turns = itertools.count(0, TOGETHER)
     batches = ((start, [begins[(start + i) % len(begins)] for i in range(TOGETHER)]) for start in turns)
     threads = torch.get_num_threads()
@@ -61,28 +62,16 @@ def _load(checkpoint: Checkpoint) -> Any:
 
 def _begins(checkpoint: Checkpoint, prompts: list[str], window: int) -> list[list[int]]:
     """Token ids of each prompt, at most half a window each."""
-    template = checkpoint.read_json("tokenizer_config.json").get("chat_template")
-    if template or (checkpoint.folder / "chat_template.jinja").exists():
-        from transformers import AutoTokenizer
-
-        chat = AutoTokenizer.from_pretrained(checkpoint.folder)
-        ids = [
-            chat.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True, tokenize=True)
-            for text in prompts
-        ]
+    tokenizer, template = load_tokenizer(checkpoint), chat_template(checkpoint)
+    if template:
+        tokens = special_texts(checkpoint)
+        texts = [render(template, [{"role": "user", "content": prompt}], tokens) for prompt in prompts]
+        ids = [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
     else:
-        tokenizer = load_tokenizer(checkpoint)
-        ids = [tokenizer.encode(text).ids for text in prompts]
-    first = checkpoint.config.get("bos_token_id") or checkpoint.config.get("eos_token_id") or 0
-    ids = [list(one)[: window // 2] or [first if isinstance(first, int) else first[0]] for one in ids]
+        ids = [tokenizer.encode(prompt).ids for prompt in prompts]
     if not ids:
         raise PipelineError("calibrate: there is no prompt to begin with.")
-    return ids
-
-
-def _end_tokens(checkpoint: Checkpoint) -> set[int]:
-    found = checkpoint.read_json("generation_config.json").get("eos_token_id", checkpoint.config.get("eos_token_id"))
-    return {found} if isinstance(found, int) else set(found or ())
+    return [begin[: window // 2] or [begin_id(checkpoint)] for begin in ids]
 
 
 def _write(model: Any, begins: list[list[int]], ends: set[int], window: int, seed: int) -> list[list[int]]:
@@ -91,23 +80,23 @@ def _write(model: Any, begins: list[list[int]], ends: set[int], window: int, see
 
     rng = np.random.default_rng(seed)
     longest = max(map(len, begins))
-    texts = [list(one) for one in begins]
-    open_rows = [True] * len(begins)
+    texts = [list(begin) for begin in begins]
+    unfinished = [True] * len(begins)
     with torch.inference_mode():
-        step = torch.tensor([[0] * (longest - len(one)) + one for one in begins])
-        mask = torch.tensor([[0] * (longest - len(one)) + [1] * len(one) for one in begins])
+        step = torch.tensor([[0] * (longest - len(begin)) + begin for begin in begins])
+        mask = torch.tensor([[0] * (longest - len(begin)) + [1] * len(begin) for begin in begins])
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         cache = None
         for _ in range(window):
-            fed = {"input_ids": step, "attention_mask": mask, "position_ids": positions, "past_key_values": cache}
-            found = model(**fed, use_cache=True, logits_to_keep=1)
-            cache = found.past_key_values
-            tokens = _sample(found.logits[:, -1].float().numpy(), rng)
+            feeds = {"input_ids": step, "attention_mask": mask, "position_ids": positions, "past_key_values": cache}
+            output = model(**feeds, use_cache=True, logits_to_keep=1)
+            cache = output.past_key_values
+            tokens = _sample(output.logits[:, -1].float().numpy(), rng)
             for row, token in enumerate(tokens.tolist()):
-                if open_rows[row]:
+                if unfinished[row]:
                     texts[row].append(token)
-                    open_rows[row] = token not in ends and len(texts[row]) < window
-            if not any(open_rows):
+                    unfinished[row] = token not in ends and len(texts[row]) < window
+            if not any(unfinished):
                 break
             step = torch.from_numpy(tokens[:, None])
             mask = torch.cat([mask, torch.ones((len(texts), 1), dtype=mask.dtype)], -1)

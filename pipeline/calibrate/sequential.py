@@ -17,7 +17,7 @@ from lowbit.passes.graph.names import LAYER
 from lowbit.passes.quant.quantized_weight import QuantizedWeight
 from lowbit.pipeline.calibrate.activations import CorrectedWeight, PairedActivations
 from lowbit.pipeline.calibrate.subgraphs import PartitionedGraph
-from lowbit.pipeline.onnx_io.stream import write_entry
+from lowbit.pipeline.onnx_io.entry import write_entry
 from lowbit.pipeline.recipe.sections import Calibrate
 from lowbit.pipeline.runtime.session import weight_folder
 from lowbit.pipeline.store.digests import digest, versions

@@ -1,4 +1,6 @@
-"""A chat template is a program of the checkpoint's author: it is tried once, in a process that has little time and memory.
+"""A checkpoint and a conversation -> the text that its model reads: the chat template, found and rendered in one place.
+
+A template is a program of the checkpoint's author: it is tried once, in a process that has little time and memory.
 
 Run as `python -m lowbit.pipeline.checkpoint.chat_template`, with the template, conversations and special tokens as JSON on
 its input.
@@ -60,15 +62,13 @@ def check_template(checkpoint: Checkpoint) -> None:
 
 def _main() -> None:
     asked: dict[str, Any] = json.load(sys.stdin)
+    import transformers.utils.chat_template_utils  # noqa: F401  (before its memory counts)
     from jinja2.exceptions import SecurityError, TemplateError, TemplateSyntaxError
-    from transformers.utils.chat_template_utils import render_jinja_template
 
     _limit_resources()
     for conversation in CONVERSATIONS:
         try:
-            render_jinja_template(
-                conversations=[conversation], chat_template=asked["template"], add_generation_prompt=True, **asked["tokens"]
-            )
+            render(asked["template"], conversation, asked["tokens"])
         except (SecurityError, TemplateSyntaxError):
             raise
         except TemplateError:  # the template refuses this conversation, as it may
@@ -91,12 +91,31 @@ def _limit_resources() -> None:
 
 
 def chat_template(checkpoint: Checkpoint) -> str:
-    """The checkpoint's chat template, from tokenizer_config.json or the file of its own; "" without one."""
+    """The checkpoint's chat template, "" without one.
+
+    That of tokenizer_config.json (of several named ones the default, which is all that engines know), else the file
+    chat_template.jinja.
+    """
     template = checkpoint.read_json("tokenizer_config.json").get("chat_template") or ""
-    if isinstance(template, list):  # several named ones; engines know one
-        template = next((one["template"] for one in template if one.get("name") == "default"), "")
+    if isinstance(template, list):
+        template = next((entry["template"] for entry in template if entry.get("name") == "default"), "")
     file = checkpoint.folder / "chat_template.jinja"
     return str(template) if template or not file.exists() else file.read_text("utf-8")
+
+
+def render(template: str, conversation: Conversation, tokens: dict[str, str]) -> str:
+    """A conversation as `template` writes it, up to where the model's answer begins.
+
+    Args:
+        tokens: what the template may use by name, as `special_texts` gives it.
+
+    Raises:
+        jinja2.exceptions.TemplateError: the template refuses the conversation, or is none.
+    """
+    from transformers.utils.chat_template_utils import render_jinja_template  # heavy; runs templates in a sandbox
+
+    texts, _ = render_jinja_template(conversations=[conversation], chat_template=template, add_generation_prompt=True, **tokens)
+    return str(texts[0])
 
 
 if __name__ == "__main__":

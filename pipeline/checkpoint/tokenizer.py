@@ -1,4 +1,4 @@
-"""What a checkpoint says of its special tokens and its chat, wherever it says so."""
+"""A checkpoint -> its tokenizer and the ids and texts of its special tokens, wherever it says so."""
 
 from __future__ import annotations
 
@@ -18,16 +18,31 @@ def special_texts(checkpoint: Checkpoint) -> dict[str, str]:
 
 def stop_ids(checkpoint: Checkpoint) -> list[int]:
     """Ids that end an answer: those of both configurations, and that of the tokenizer's own end."""
-    stop: set[int] = set()
-    for name in ("generation_config.json", "config.json"):
-        value = checkpoint.read_json(name).get("eos_token_id")
-        stop |= set(value if isinstance(value, list) else [] if value is None else [value])
+    stop = {i for name in ("generation_config.json", "config.json") for i in _ids(checkpoint.read_json(name), "eos_token_id")}
     tokenizer = checkpoint.read_json("tokenizer.json")
     added = {token["content"]: token["id"] for token in tokenizer.get("added_tokens", [])}
     ids = {**_vocabulary(tokenizer.get("model", {})), **added}
     if (eos := special_texts(checkpoint)["eos_token"]) in ids:
         stop.add(ids[eos])
     return sorted(stop)
+
+
+def document_end(checkpoint: Checkpoint) -> list[int]:
+    """The id between two documents: the one that config.json ends a text with; none where it has a list of them."""
+    end = checkpoint.config.get("eos_token_id")
+    return [end] if isinstance(end, int) else []
+
+
+def begin_id(checkpoint: Checkpoint) -> int:
+    """The id that a text begins with: that of config.json (0 counts as none), else the first that ends a text, else 0."""
+    config = checkpoint.config
+    return next((i for i in [*_ids(config, "bos_token_id"), *_ids(config, "eos_token_id")] if i), 0)
+
+
+def _ids(config: dict[str, Any], name: str) -> list[int]:
+    """Ids that a configuration gives as a number, a list of them, or not at all."""
+    value = config.get(name)
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def _vocabulary(model: dict[str, Any]) -> dict[str, int]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from lowbit.pipeline.checkpoint.chat_template import chat_template
+from lowbit.pipeline.checkpoint.chat_template import chat_template, render
 from lowbit.pipeline.checkpoint.huggingface import Checkpoint, open_checkpoint
 from lowbit.pipeline.checkpoint.tokenizer import special_texts, stop_ids
 from lowbit.pipeline.commands.chat_engines import ENGINES, Engine
@@ -77,16 +77,11 @@ class Chat:
         if not (template := chat_template(self.checkpoint)):
             return text
         from jinja2.exceptions import TemplateError
-        from transformers.utils.chat_template_utils import render_jinja_template  # heavy; runs templates in a sandbox
 
         try:
-            rendered = render_jinja_template(
-                conversations=[self.messages], chat_template=template, add_generation_prompt=True,
-                **special_texts(self.checkpoint),
-            )  # fmt: skip
+            return render(template, self.messages, special_texts(self.checkpoint))
         except TemplateError as error:
             raise PipelineError(f"{self.checkpoint.folder}: its chat template refuses this conversation: {error}") from error
-        return str(rendered[0][0])
 
     @cached_property
     def _sampling(self) -> dict[str, Any]:

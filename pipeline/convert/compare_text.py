@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tokenizers import Tokenizer
 
-from lowbit.pipeline.checkpoint.chat_template import CONVERSATIONS, chat_template
+from lowbit.pipeline.checkpoint.chat_template import CONVERSATIONS, chat_template, render
 from lowbit.pipeline.checkpoint.huggingface import Checkpoint
 from lowbit.pipeline.checkpoint.tokenizer import special_texts
 from lowbit.pipeline.report.engine_quality import TemplateMatch, TokenizerMatch
@@ -52,14 +52,12 @@ def compare_chats(engine: str, found: list[str | None], checkpoint: Checkpoint) 
     if not (template := chat_template(checkpoint)):
         return None
     from jinja2.exceptions import TemplateError
-    from transformers.utils.chat_template_utils import render_jinja_template  # heavy; runs templates in a sandbox
 
     tokens = special_texts(checkpoint)
     counted, different = 0, []
     for conversation, theirs in zip(CONVERSATIONS, found, strict=True):
-        asked = {"conversations": [conversation], "chat_template": template, "add_generation_prompt": True}
         try:
-            ours = render_jinja_template(**asked, **tokens)[0][0]
+            ours = render(template, conversation, tokens)
         except TemplateError:
             continue
         counted += 1

@@ -28,16 +28,16 @@ class DataFile:
         self._stream = path.open("xb", buffering=0)
         self.places: dict[Hashable, tuple[int, int]] = {}
 
-    def append(self, content: Hashable, size: int, pieces: Iterable[memoryview]) -> None:
+    def append(self, content: Hashable, size: int, chunks: Iterable[memoryview]) -> None:
         """Append `size` bytes, large contents at a page of their own; what is there already is not read again."""
         if content in self.places:
             return
         align = PAGE if size >= 256 * PAGE else 64
         self._stream.write(b"\0" * (-self._stream.tell() % align))
         offset = self._stream.tell()
-        for piece in pieces:
-            while piece:  # an unbuffered write may take a part
-                piece = piece[self._stream.write(piece) :]
+        for chunk in chunks:
+            while chunk:  # an unbuffered write may take a part
+                chunk = chunk[self._stream.write(chunk) :]
         if self._stream.tell() - offset != size:
             raise RuntimeError(f"wrote {self._stream.tell() - offset} bytes for a weight of {size}")
         self.places[content] = offset, size
@@ -51,15 +51,15 @@ class DataFile:
 def external_weights(graph: gs.Graph) -> dict[str, Weight]:
     """The weights of a graph that go into the data file, by tensor name, in the order they lie there."""
     constants = (tensor for tensor in graph.tensors().values() if isinstance(tensor, gs.Constant))
-    found = {tensor.name: tensor._values for tensor in constants if isinstance(tensor._values, Weight)}
-    return dict(sorted(found.items()))
+    weights = {tensor.name: tensor._values for tensor in constants if isinstance(tensor._values, Weight)}
+    return dict(sorted(weights.items()))
 
 
 def exported(graph: gs.Graph, metadata: dict[str, str]) -> onnx.ModelProto:
     """`graph` as a model whose weights have no place yet; `metadata` goes into its metadata_props."""
     model = gs.export_onnx(graph)
     model.producer_name = "lowbit"
-    model.opset_import.sort(key=lambda one: one.domain)  # graphsurgeon's order is that of a set of strings
+    model.opset_import.sort(key=lambda opset: opset.domain)  # graphsurgeon's order is that of a set of strings
     for key, value in metadata.items():
         model.metadata_props.add(key=key, value=value)
     return model

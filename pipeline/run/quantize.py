@@ -14,8 +14,8 @@ from lowbit.pipeline.calibrate.channel_scales import find_channel_scales, set_to
 from lowbit.pipeline.calibrate.dataset import calibration_windows
 from lowbit.pipeline.calibrate.sequential import calibrate
 from lowbit.pipeline.checkpoint.huggingface import SIDE_FILES
+from lowbit.pipeline.onnx_io.entry import entry_of
 from lowbit.pipeline.onnx_io.folder import write_files
-from lowbit.pipeline.onnx_io.stream import entry_of
 from lowbit.pipeline.recipe.recipe import Step
 from lowbit.pipeline.run.context import Run
 from lowbit.pipeline.store.digests import digest

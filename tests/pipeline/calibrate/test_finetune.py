@@ -22,7 +22,7 @@ from lowbit.passes.registry import find_pass
 from lowbit.pipeline.calibrate.fake_quant_linear import TrainedLinear
 from lowbit.pipeline.calibrate.finetune import _rate, finetune
 from lowbit.pipeline.errors import PipelineError, RecipeError
-from lowbit.pipeline.onnx_io.stream import entry_of
+from lowbit.pipeline.onnx_io.entry import entry_of
 from lowbit.pipeline.recipe.load import load_recipe
 from lowbit.pipeline.run.runner import run_recipe
 from lowbit.pipeline.runtime import memory
