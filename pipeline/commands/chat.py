@@ -16,9 +16,12 @@ from rich.console import Console
 from lowbit.pipeline.checkpoint.chat_template import chat_template, render
 from lowbit.pipeline.checkpoint.huggingface import Checkpoint, open_checkpoint
 from lowbit.pipeline.checkpoint.tokenizer import special_texts, stop_ids
-from lowbit.pipeline.commands.chat_engines import ENGINES, Engine
+from lowbit.pipeline.convert.chat_engine import ChatEngine, OnnxEngine
+from lowbit.pipeline.convert.registry import find_target
 from lowbit.pipeline.errors import PipelineError
+from lowbit.pipeline.onnx_io.writer import MODEL
 from lowbit.pipeline.report.manifest import read_manifest
+from lowbit.pipeline.runtime.session import open_model
 
 LONGEST = 4096
 """Tokens of an answer."""
@@ -31,7 +34,7 @@ UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 class Chat:
     """A conversation with a model: its own template, its own way of choosing tokens."""
 
-    engine: Engine
+    engine: ChatEngine
     checkpoint: Checkpoint
     rng: np.random.Generator = field(default_factory=np.random.default_rng)
     messages: list[dict[str, str]] = field(default_factory=list)
@@ -112,13 +115,16 @@ def open_chat(folder: Path, runtime: str | None) -> Chat:
         PipelineError: it is no finished result, writes no text, or has no such engine.
     """
     manifest = read_manifest(folder)
-    there = [name for name in ENGINES if (folder / name).is_dir()]
+    there = [name for name in (*manifest.hand_offs, "onnx") if (folder / name).is_dir()]
     if manifest.quality.outputs is not None:
         raise PipelineError(f"{folder}: this model writes no text, so there is nothing to talk to.")
     chosen = runtime or there[0]
     if chosen not in there:
         raise PipelineError(f"{folder}: there is no folder for --runtime {chosen}, only for {', '.join(there)}.")
-    return Chat(ENGINES[chosen](folder), open_checkpoint(folder / "onnx", str(folder)))
+    checkpoint = open_checkpoint(folder / "onnx", str(folder))
+    if chosen == "onnx":
+        return Chat(OnnxEngine(open_model(folder / "onnx" / MODEL), checkpoint), checkpoint)
+    return Chat(find_target(manifest.hand_offs[chosen].target).chat(folder / chosen, checkpoint), checkpoint)
 
 
 def answer(chat: Chat, text: str, console: Console) -> None:

@@ -14,6 +14,7 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from lowbit.pipeline.checkpoint.huggingface import Checkpoint
+from lowbit.pipeline.convert.chat_engine import ChatEngine
 from lowbit.pipeline.convert.sizes import Sizes
 from lowbit.pipeline.errors import ConvertError
 from lowbit.pipeline.recipe.sections import Convert
@@ -105,7 +106,8 @@ class Target(ABC, Generic[OptionsT]):
             ConvertError: something is missing or differs; names the first.
         """
 
-    def missing(self) -> str | None:
+    @staticmethod
+    def missing() -> str | None:
         """Why the engine cannot be asked to run here, if it cannot."""
         return None
 
@@ -116,6 +118,15 @@ class Target(ABC, Generic[OptionsT]):
         Raises:
             ConvertError: in float arithmetic the two differ by more than rounding.
         """
+
+    @classmethod
+    def chat(cls, folder: Path, checkpoint: Checkpoint) -> ChatEngine:
+        """Open `folder` to talk to it.
+
+        Raises:
+            ConvertError: the engine has no chat, or is not here.
+        """
+        raise ConvertError(f"{folder}: {cls.label} has no chat here. Use --runtime onnx.")
 
 
 def check_lowered(graph: gs.Graph, model_file: Path, ids: np.ndarray, feeds: Feeds) -> float:

@@ -19,11 +19,12 @@ from lowbit.passes.quant.quantized_weight import Part
 from lowbit.passes.quant.weights import ArrayWeight, StackedWeight, Weight, rows_per_chunk
 from lowbit.pipeline.checkpoint.chat_template import chat_template
 from lowbit.pipeline.checkpoint.config import sliding_windows
-from lowbit.pipeline.checkpoint.huggingface import SIDE_FILES
+from lowbit.pipeline.checkpoint.huggingface import SIDE_FILES, Checkpoint
 from lowbit.pipeline.checkpoint.tokenizer import stop_ids
 from lowbit.pipeline.convert.base import PROBE, Proof, Target, check_lowered
 from lowbit.pipeline.convert.compare_engines import compare_runtimes
 from lowbit.pipeline.convert.engine_process import Measured, Request, measure
+from lowbit.pipeline.convert.genai.chat import GenaiChat
 from lowbit.pipeline.convert.genai.options import GenaiOptions
 from lowbit.pipeline.convert.genai.proof import prove
 from lowbit.pipeline.convert.genai.sizes import GenaiSizes
@@ -105,7 +106,8 @@ model = genai.Model("genai")"""
     def prove(model_file: Path, folder: Path, scratch: Path) -> Proof:
         return prove(model_file, folder / MODEL)
 
-    def missing(self) -> str | None:
+    @staticmethod
+    def missing() -> str | None:
         present = importlib.util.find_spec("onnxruntime_genai") is not None
         return None if present else "onnxruntime-genai is not installed: pip install 'lowbit[genai]'"
 
@@ -117,6 +119,12 @@ model = genai.Model("genai")"""
 
         modes = {"accuracy_level_0": run(0), "as_run": run(None)}
         return compare_runtimes("onnxruntime-genai", modes, model_file, samples, self.checkpoint)
+
+    @classmethod
+    def chat(cls, folder: Path, checkpoint: Checkpoint) -> GenaiChat:
+        if reason := cls.missing():
+            raise ConvertError(f"{reason}.")
+        return GenaiChat(folder, checkpoint)
 
     def _fuse(self, graph: gs.Graph) -> None:
         length = self.checkpoint.config.get("max_position_embeddings")

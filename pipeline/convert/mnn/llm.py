@@ -23,6 +23,7 @@ from lowbit.pipeline.checkpoint.huggingface import Checkpoint
 from lowbit.pipeline.convert.base import PROBE, Proof, Target, check_lowered
 from lowbit.pipeline.convert.compare_engines import compare_runtimes
 from lowbit.pipeline.convert.engine_process import Measured, Request, measure
+from lowbit.pipeline.convert.mnn.chat import MnnChat
 from lowbit.pipeline.convert.mnn.embedding import Embedding, embedding_table, find_embedding
 from lowbit.pipeline.convert.mnn.llm_graph import write_mnn
 from lowbit.pipeline.convert.mnn.options import MODES, MnnLlmOptions
@@ -108,6 +109,10 @@ print(model.response("Hello"))"""
 
         modes = {"memory_high": run("high"), "memory_low": run("low")}
         return compare_runtimes("MNN", modes, model_file, samples, self.checkpoint)
+
+    @classmethod
+    def chat(cls, folder: Path, checkpoint: Checkpoint) -> MnnChat:
+        return MnnChat(folder, checkpoint)
 
 
 def _check_windows(checkpoint: Checkpoint) -> None:
