@@ -6,13 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import onnxruntime
+from tokenizers import Tokenizer
 
 from lowbit.pipeline.checkpoint.chat_template import CONVERSATIONS
 from lowbit.pipeline.checkpoint.huggingface import Checkpoint
 from lowbit.pipeline.checkpoint.tokenizer import load_tokenizer
 from lowbit.pipeline.convert.compare_text import TEXTS, compare_chats, compare_ids
-from lowbit.pipeline.convert.engine_process import Measured, Request, token_losses
+from lowbit.pipeline.convert.engine_process import Answer, Request, token_losses
 from lowbit.pipeline.errors import ConvertError
 from lowbit.pipeline.report.engine_quality import EngineOnText, TextMode
 from lowbit.pipeline.runtime.partition import Feeds
@@ -27,57 +29,64 @@ PERPLEXITY_TOLERANCE = 5e-5
 PROBE, STEPS = 64, 16
 
 
-def compare_runtimes(
-    engine: str,
-    modes: dict[str, Callable[[Request], Measured]],
-    model_file: Path,
-    samples: list[Feeds],
-    checkpoint: Checkpoint,
-) -> EngineOnText:
-    """Run an engine in each of its `modes`, and `model_file` in onnxruntime, on the `input_ids` [1, tokens] of `samples`.
+Ask = Callable[[Request], dict[str, Answer]]
+"""Runs an engine in every one of its modes; the first is in float arithmetic."""
 
-    Args:
-        modes: ways to compute, by their names in the result; the first is in float arithmetic.
+
+def compare_runtimes(engine: str, ask: Ask, model_file: Path, samples: list[Feeds], checkpoint: Checkpoint) -> EngineOnText:
+    """Run an engine, and `model_file` in onnxruntime, on the `input_ids` [1, tokens] of `samples`.
 
     Raises:
         ConvertError: in float arithmetic the two differ by more than rounding.
     """
     session = open_model(model_file, accuracy_level=0)
     windows = np.concatenate([sample["input_ids"] for sample in samples])
-    probe = windows[0][:PROBE]
-    expected = session.run(["logits"], decoder_feeds(session, probe[None]))[0][0]
-    losses = [token_losses(session.run(["logits"], decoder_feeds(session, w[None]))[0][0], w.tolist()) for w in windows]
+    probe = windows[0][:PROBE].tolist()
+    request = Request(probe, STEPS, prompts_of(windows), NEW_TOKENS, windows.tolist(), TEXTS, CONVERSATIONS)
+    losses = [token_losses(_logits(session, ids), ids) for ids in request.windows]
     perplexity = float(np.exp(np.mean(losses)))
-    prompts, tokenizer = prompts_of(windows), load_tokenizer(checkpoint)
-    request = Request(probe.tolist(), STEPS, prompts, NEW_TOKENS, windows.tolist(), TEXTS, CONVERSATIONS)
-    measured = {name: run(request) for name, run in modes.items()}
-    figures = {
-        name: TextMode(
-            relative_error=relative_error(found.logits, expected),
-            cache_relative_error=relative_error(found.steps, found.logits[-len(found.steps) :]),
-            perplexity=float(np.exp(found.losses.mean())),
-            greedy_equal=min(_greedy_equal(session, *pair) for pair in zip(prompts, found.greedy, strict=True)),
-            continuations=tuple(tokenizer.decode(one, skip_special_tokens=False) for one in found.greedy),
-        )
-        for name, found in measured.items()
-    }
-    exact, texts = figures[next(iter(modes))], measured[next(iter(modes))]
-    drift = abs(exact.perplexity / perplexity - 1)
+    answers, tokenizer = ask(request), load_tokenizer(checkpoint)
+    figures = {name: _figures(session, request, answer, tokenizer) for name, answer in answers.items()}
+    exact = next(iter(answers))
+    _check(engine, figures[exact], perplexity)
+    return EngineOnText(
+        onnxruntime_perplexity=perplexity, tokens=int(np.size(losses)), tokenizer=compare_ids(answers[exact].ids, tokenizer),
+        chat_template=compare_chats(engine, answers[exact].chats, checkpoint), **figures,
+    )  # fmt: skip
+
+
+def _figures(session: onnxruntime.InferenceSession, request: Request, answer: Answer, tokenizer: Tokenizer) -> TextMode:
+    """How far an engine's answer is from what onnxruntime makes of the same request."""
+    pairs = zip(request.prompts, answer.greedy, strict=True)
+    return TextMode(
+        relative_error=relative_error(answer.logits, _logits(session, request.probe)),
+        cache_relative_error=relative_error(answer.steps, answer.logits[-len(answer.steps) :]),
+        perplexity=float(np.exp(answer.losses.mean())),
+        greedy_equal=min(_greedy_equal(session, prompt, chosen) for prompt, chosen in pairs),
+        continuations=tuple(tokenizer.decode(ids, skip_special_tokens=False) for ids in answer.greedy),
+    )
+
+
+def _check(engine: str, exact: TextMode, perplexity: float) -> None:
+    """In float arithmetic only rounding may differ; `perplexity` is onnxruntime's."""
+    different = NEW_TOKENS - exact.greedy_equal
     for what, value, limit in (
         ("logits differ", exact.relative_error, TOLERANCE),
         ("decoding token by token differs from prefill", exact.cache_relative_error, TOLERANCE),
-        ("perplexity differs", drift, PERPLEXITY_TOLERANCE),
-        (f"only {exact.greedy_equal} of {NEW_TOKENS} greedy tokens are equal", NEW_TOKENS - exact.greedy_equal, 0),
+        ("perplexity differs", abs(exact.perplexity / perplexity - 1), PERPLEXITY_TOLERANCE),
+        (f"only {exact.greedy_equal} of {NEW_TOKENS} greedy tokens are equal", different, 0),
     ):
         if not value <= limit:
             raise ConvertError(
                 f"{engine} and onnxruntime disagree on the same codes: {what} ({value:.2e}, at most {limit:.0e} is rounding). "
                 "The result is not to be trusted."
             )
-    return EngineOnText(
-        onnxruntime_perplexity=perplexity, tokens=int(np.size(losses)), tokenizer=compare_ids(texts.ids, tokenizer),
-        chat_template=compare_chats(engine, texts.chats, checkpoint), **figures,
-    )  # fmt: skip
+
+
+def _logits(session: onnxruntime.InferenceSession, ids: list[int]) -> npt.NDArray[np.float32]:
+    """Logits [tokens, vocabulary] of a sequence read from scratch."""
+    logits: npt.NDArray[np.float32] = session.run(["logits"], decoder_feeds(session, np.array([ids])))[0][0]
+    return logits
 
 
 def _greedy_equal(session: onnxruntime.InferenceSession, prompt: list[int], chosen: list[int]) -> int:
@@ -85,7 +94,6 @@ def _greedy_equal(session: onnxruntime.InferenceSession, prompt: list[int], chos
 
     One run suffices: where each token is the most likely one after those before it, so is the whole continuation.
     """
-    ids = np.array([[*prompt, *chosen[:-1]]])
-    likeliest = session.run(["logits"], decoder_feeds(session, ids))[0][0, len(prompt) - 1 :].argmax(-1)
+    likeliest = _logits(session, [*prompt, *chosen[:-1]])[len(prompt) - 1 :].argmax(-1)
     different = np.flatnonzero(likeliest != chosen)
     return int(different[0]) if different.size else len(chosen)

@@ -6,19 +6,23 @@ Engines may crash, print what they like, and never share a process with the libr
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from lowbit.pipeline.checkpoint.chat_template import Conversation
 from lowbit.pipeline.errors import ConvertError
 
 SECONDS = 4 * 3600
 """An engine that has not answered by then hangs."""
+LAST_LINES = 12
 ROWS = 64
 """Tokens whose logits are widened to float64 at once."""
 
@@ -42,92 +46,93 @@ class Request:
     new_tokens: int
     windows: list[list[int]]
     texts: Sequence[str]
-    conversations: Sequence[Any]
+    conversations: Sequence[Conversation]
+
+    @property
+    def longest(self) -> int:
+        """The most tokens that a sequence may have, and one to spare."""
+        return 1 + max(self.new_tokens + max(map(len, self.prompts)), *map(len, [self.probe, *self.windows]))
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What the engine computed.
+class Answer:
+    """What the engine made of a request in one of its modes.
 
     Attributes:
-        logits: float32 [tokens, vocabulary] of one prefill of the probe.
+        logits: [tokens, vocabulary] of one prefill of the probe.
         steps: the same logits, the last `len(steps)` of them decoded token by token on the cache.
         greedy: token ids continued from each prompt.
-        losses: float64 [windows, tokens - 1], negative log-likelihood of each next token.
+        losses: [windows, tokens - 1], negative log-likelihood of each next token.
         ids: what the tokenizer made of each text.
         chats: what the chat template made of each conversation; None where it refused.
     """
 
-    logits: np.ndarray
-    steps: np.ndarray
+    logits: npt.NDArray[np.float32]
+    steps: npt.NDArray[np.float32]
     greedy: list[list[int]]
-    losses: np.ndarray
+    losses: npt.NDArray[np.float64]
     ids: list[list[int]]
     chats: list[str | None]
 
 
-def measure(engine: str, module: str, folder: Path, request: Request, scratch: Path, **settings: Any) -> Measured:
-    """Run `folder` in `engine`: `python -m <module> REQUEST.json RESULT.npz`, which calls `answer`.
+ARRAYS = ("logits", "steps", "losses")
+"""Parts of an answer that are kept as they are; the others are JSON."""
+
+
+def ask_engine(
+    engine: str, module: str, folder: Path, modes: Mapping[str, Mapping[str, Any]], scratch: Path, request: Request
+) -> dict[str, Answer]:
+    """Ask `folder` in `engine`, in one process for all `modes`.
+
+    Args:
+        module: the engine's worker, see `engine_worker.py`.
+        modes: settings that the worker understands, by the mode's name.
 
     Raises:
         ConvertError: the engine crashed or refused the folder.
     """
     asked, result = scratch / "request.json", scratch / "result.npz"
-    asked.write_text(json.dumps({"folder": str(folder), **settings, "request": asdict(request)}))
+    asked.write_text(json.dumps({"folder": str(folder), "modes": modes, "request": asdict(request)}), "utf-8")
     run_module(engine, module, folder, asked, result)
     with np.load(result) as found:
-        written = json.loads(str(found["written"]))
-        return Measured(found["logits"], found["steps"], found["greedy"].tolist(), found["losses"], **written)
+        return {
+            name: Answer(**{part: found[f"{name}.{part}"] for part in ARRAYS}, **json.loads(str(found[f"{name}.rest"])))
+            for name in modes
+        }
+
+
+def save_answers(result: Path, answers: dict[str, Answer]) -> None:
+    """Write what `ask_engine` reads, in the engine's process."""
+    parts: dict[str, npt.NDArray[Any]] = {}
+    for name, answer in answers.items():
+        parts |= {f"{name}.{part}": getattr(answer, part) for part in ARRAYS}
+        rest = {part: value for part, value in vars(answer).items() if part not in ARRAYS}
+        parts[f"{name}.rest"] = np.array(json.dumps(rest))
+    np.savez(result, allow_pickle=False, **parts)
 
 
 def run_module(engine: str, module: str, what: Path, request: Path, result: Path) -> None:
-    """`python -m <module> REQUEST RESULT` in a process of its own.
+    """`python -m <module> REQUEST RESULT` in a process of its own, which finds modules where this one does.
 
     Raises:
         ConvertError: it crashed, or wrote no result; with its last lines.
     """
     result.unlink(missing_ok=True)
     command = [sys.executable, "-P", "-m", module, str(request), str(result)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, timeout=SECONDS)
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", check=False, timeout=SECONDS, env=environment
+        )
     except subprocess.TimeoutExpired as error:
         raise ConvertError(f"{engine} did not finish {what} in {SECONDS} s and was stopped.") from error
     if done.returncode or not result.exists():
-        end = "\n".join((done.stdout + done.stderr).strip().splitlines()[-12:])
+        end = "\n".join((done.stdout + done.stderr).strip().splitlines()[-LAST_LINES:])
         raise ConvertError(f"{engine} failed on {what} (status {done.returncode}):\n{end}")
 
 
-def answer(
-    asked: dict[str, Any],
-    result: str,
-    forward: Callable[[list[int], bool], np.ndarray],
-    encode: Callable[[str], list[int]],
-    render: Callable[[Any], str | None],
-) -> None:
-    """Within the engine's process: compute what was asked, write it to `result`.
-
-    Args:
-        forward: token ids, and whether they begin a new sequence -> logits float32 [tokens, vocabulary], at least the last.
-    """
-    probe = asked["probe"]
-    logits = forward(probe, True)
-    forward(probe[: -asked["steps"]], True)
-    steps = [forward([token], False)[-1] for token in probe[-asked["steps"] :]]
-    greedy: list[list[int]] = []
-    for prompt in asked["prompts"]:
-        scores, chosen = forward(prompt, True)[-1], []
-        for _ in range(asked["new_tokens"]):
-            chosen.append(int(scores.argmax()))
-            scores = forward(chosen[-1:], False)[-1]
-        greedy.append(chosen)
-    losses = [token_losses(forward(ids, True), ids) for ids in asked["windows"]]
-    ids = [encode(text) for text in asked["texts"]]
-    written = json.dumps({"ids": ids, "chats": [render(one) for one in asked["conversations"]]})
-    np.savez(result, logits=logits, steps=np.array(steps), greedy=np.array(greedy), losses=np.array(losses), written=written)
-
-
-def token_losses(logits: np.ndarray, ids: list[int]) -> np.ndarray:
-    """Negative log-likelihood of each next token, float64 [len(ids) - 1], from logits [len(ids), vocabulary]."""
+def token_losses(logits: npt.NDArray[np.float32], ids: list[int]) -> npt.NDArray[np.float64]:
+    """Negative log-likelihood of each next token, [len(ids) - 1], from logits [len(ids), vocabulary]."""
     losses = np.empty(len(ids) - 1)
     for start in range(0, len(losses), ROWS):
         wide = logits[start : min(start + ROWS, len(losses))].astype(np.float64)

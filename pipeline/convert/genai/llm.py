@@ -6,6 +6,7 @@ import importlib.util
 import json
 import shutil
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,7 +24,7 @@ from lowbit.pipeline.checkpoint.huggingface import SIDE_FILES, Checkpoint
 from lowbit.pipeline.checkpoint.tokenizer import stop_ids
 from lowbit.pipeline.convert.base import PROBE, Proof, Target, check_lowered
 from lowbit.pipeline.convert.compare_engines import compare_runtimes
-from lowbit.pipeline.convert.engine_process import Measured, Request, measure
+from lowbit.pipeline.convert.engine_process import ask_engine
 from lowbit.pipeline.convert.genai.chat import GenaiChat
 from lowbit.pipeline.convert.genai.options import GenaiOptions
 from lowbit.pipeline.convert.genai.proof import prove
@@ -39,6 +40,7 @@ from lowbit.pipeline.runtime.three_bits import as_four_bits, expanded
 CONFIG, TOKENIZER_CONFIG = "genai_config.json", "tokenizer_config.json"
 KINDS = ("gemma", "gemma2", "gemma3_text", "granite", "llama", "mistral", "olmo", "phi3", "qwen2", "qwen3", "smollm3")
 """Decoders that onnxruntime-genai 0.18 has a name for; any other is "decoder" to it."""
+WORKER = "lowbit.pipeline.convert.genai.llm_worker"
 INLINE_BYTES = 1 << 16
 """Larger constants than this go into the data file."""
 
@@ -49,7 +51,7 @@ class OnnxruntimeGenai(Target[GenaiOptions]):
     label = "genai"
     modes: ClassVar = {"accuracy_level_0": "float arithmetic", "as_run": "as it runs"}
     packages = ("onnxruntime-genai",)
-    sources = ("lowbit.pipeline.convert.genai.llm_worker",)
+    sources = (WORKER,)
     usage = """\
 import onnxruntime_genai as genai
 
@@ -112,13 +114,9 @@ model = genai.Model("genai")"""
         return None if present else "onnxruntime-genai is not installed: pip install 'lowbit[genai]'"
 
     def compare(self, model_file: Path, folder: Path, samples: list[Feeds], scratch: Path) -> EngineOnText:
-        def run(level: int | None) -> Callable[[Request], Measured]:
-            return lambda request: measure(
-                "onnxruntime-genai", "lowbit.pipeline.convert.genai.llm_worker", folder, request, scratch, accuracy_level=level
-            )
-
-        modes = {"accuracy_level_0": run(0), "as_run": run(None)}
-        return compare_runtimes("onnxruntime-genai", modes, model_file, samples, self.checkpoint)
+        settings: dict[str, dict[str, int]] = {"accuracy_level_0": {"accuracy_level": 0}, "as_run": {}}
+        ask = partial(ask_engine, "onnxruntime-genai", WORKER, folder, settings, scratch)
+        return compare_runtimes("onnxruntime-genai", ask, model_file, samples, self.checkpoint)
 
     @classmethod
     def chat(cls, folder: Path, checkpoint: Checkpoint) -> GenaiChat:

@@ -1,31 +1,63 @@
-"""Within a process of its own: a folder of onnxruntime-genai in its runtime (see measured.py)."""
+"""Within a process of its own: a folder of onnxruntime-genai in its runtime (see engine_worker.py)."""
 
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from lowbit.pipeline.convert.engine_process import answer
+from lowbit.pipeline.checkpoint.chat_template import Conversation
+from lowbit.pipeline.convert.engine_worker import serve
 from lowbit.pipeline.onnx_io.writer import MODEL
 from lowbit.pipeline.runtime.session import load_model
 
 
-def _main(request_file: str, result_file: str) -> None:
-    asked = json.loads(Path(request_file).read_text())
-    folder = Path(asked["folder"])
+class GenaiSession:
+    """A folder that onnxruntime-genai has opened, for sequences of at most `longest` tokens."""
+
+    def __init__(self, folder: Path, longest: int) -> None:
+        import onnxruntime_genai
+
+        self.genai, self.longest = onnxruntime_genai, longest
+        self.model = onnxruntime_genai.Model(str(folder))
+        self.tokenizer = onnxruntime_genai.Tokenizer(self.model)
+        self.generator: Any = None
+
+    def forward(self, ids: list[int], fresh: bool) -> npt.NDArray[np.float32]:
+        if fresh:
+            parameters = self.genai.GeneratorParams(self.model)
+            parameters.set_search_options(max_length=self.longest, do_sample=False)
+            self.generator = self.genai.Generator(self.model, parameters)
+        self.generator.append_tokens(np.array(ids, np.int32))
+        return np.array(self.generator.get_output("logits"), np.float32)[0]
+
+    def encode(self, text: str) -> list[int]:
+        return list(self.tokenizer.encode(text).tolist())
+
+    def render(self, conversation: Conversation) -> str | None:
+        try:
+            return str(self.tokenizer.apply_chat_template(json.dumps(conversation), add_generation_prompt=True))
+        except Exception:  # the library raises bare ones: no template, or one that refuses
+            return None
+
+
+@contextmanager
+def open_session(folder: Path, settings: dict[str, Any], longest: int) -> Iterator[GenaiSession]:
+    """The folder as it is, or with every quantized MatMul computed at the setting `accuracy_level`."""
     with tempfile.TemporaryDirectory(dir=folder.parent) as other:
-        if asked["accuracy_level"] is not None:
-            folder = _at_level(folder, Path(other), asked["accuracy_level"])
-        _answer(folder, asked["request"], result_file)
+        if "accuracy_level" in settings:
+            folder = _at_level(folder, Path(other), settings["accuracy_level"])
+        yield GenaiSession(folder, longest)
 
 
 def _at_level(folder: Path, other: Path, level: int) -> Path:
-    """The same folder, every quantized MatMul computed at `level`: links, but for the graph."""
+    """The same folder at another accuracy level: links, but for the graph."""
     for file in folder.iterdir():
         if file.name != MODEL:
             (other / file.name).hardlink_to(file)
@@ -33,32 +65,5 @@ def _at_level(folder: Path, other: Path, level: int) -> Path:
     return other
 
 
-def _answer(folder: Path, request: dict[str, Any], result_file: str) -> None:
-    import onnxruntime_genai as genai
-
-    model = genai.Model(str(folder))
-    tokenizer = genai.Tokenizer(model)
-    longest = 1 + max(
-        request["new_tokens"] + max(map(len, request["prompts"])), *map(len, [request["probe"], *request["windows"]])
-    )
-    generators: list[Any] = []
-
-    def forward(ids: list[int], fresh: bool) -> np.ndarray:
-        if fresh:
-            parameters = genai.GeneratorParams(model)
-            parameters.set_search_options(max_length=longest, do_sample=False)
-            generators[:] = [genai.Generator(model, parameters)]
-        generators[0].append_tokens(np.array(ids, np.int32))
-        return np.array(generators[0].get_output("logits"), np.float32)[0]
-
-    def render(conversation: Any) -> str | None:
-        try:
-            return str(tokenizer.apply_chat_template(json.dumps(conversation), add_generation_prompt=True))
-        except Exception:  # the library raises bare ones: no template, or one that refuses
-            return None
-
-    answer(request, result_file, forward, lambda text: tokenizer.encode(text).tolist(), render)
-
-
 if __name__ == "__main__":
-    _main(*sys.argv[1:])
+    serve(open_session)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from lowbit.pipeline.checkpoint.config import sliding_windows
 from lowbit.pipeline.checkpoint.huggingface import Checkpoint
 from lowbit.pipeline.convert.base import PROBE, Proof, Target, check_lowered
 from lowbit.pipeline.convert.compare_engines import compare_runtimes
-from lowbit.pipeline.convert.engine_process import Measured, Request, measure
+from lowbit.pipeline.convert.engine_process import ask_engine
 from lowbit.pipeline.convert.mnn.chat import MnnChat
 from lowbit.pipeline.convert.mnn.embedding import Embedding, embedding_table, find_embedding
 from lowbit.pipeline.convert.mnn.llm_graph import write_mnn
@@ -36,6 +37,7 @@ from lowbit.pipeline.onnx_io.reader import read_layers
 from lowbit.pipeline.report.engine_quality import EngineOnText
 from lowbit.pipeline.runtime.partition import Feeds
 
+WORKER = "lowbit.pipeline.convert.mnn.llm_worker"
 MODEL, WEIGHTS = "llm.mnn", "llm.mnn.weight"
 
 
@@ -45,7 +47,7 @@ class MnnLlm(Target[MnnLlmOptions]):
     label = "MNN"
     modes = MODES
     packages = ("MNN",)
-    sources = ("lowbit.pipeline.convert.mnn.llm_worker",)
+    sources = (WORKER,)
     usage = """\
 import MNN.llm as llm
 
@@ -102,13 +104,9 @@ print(model.response("Hello"))"""
         return prove_llm(model_file, folder, folder / MODEL, scratch)
 
     def compare(self, model_file: Path, folder: Path, samples: list[Feeds], scratch: Path) -> EngineOnText:
-        def run(memory: str) -> Callable[[Request], Measured]:
-            return lambda request: measure(
-                "MNN", "lowbit.pipeline.convert.mnn.llm_worker", folder, request, scratch, memory=memory
-            )
-
-        modes = {"memory_high": run("high"), "memory_low": run("low")}
-        return compare_runtimes("MNN", modes, model_file, samples, self.checkpoint)
+        settings = {f"memory_{memory}": {"memory": memory, "precision": "high"} for memory in ("high", "low")}
+        ask = partial(ask_engine, "MNN", WORKER, folder, settings, scratch)
+        return compare_runtimes("MNN", ask, model_file, samples, self.checkpoint)
 
     @classmethod
     def chat(cls, folder: Path, checkpoint: Checkpoint) -> MnnChat:

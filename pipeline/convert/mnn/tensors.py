@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,21 +16,18 @@ from lowbit.passes.base import PassError
 from lowbit.passes.lowering.lower_matmul import LowerMatmul
 from lowbit.passes.quant.weights import weight_of
 from lowbit.pipeline.convert.base import Proof, Target
+from lowbit.pipeline.convert.compare_outputs import Outputs, compare_outputs
 from lowbit.pipeline.convert.engine_process import run_module
 from lowbit.pipeline.convert.mnn.options import MODES, MnnOptions
 from lowbit.pipeline.convert.mnn.proof import prove_plain
 from lowbit.pipeline.convert.mnn.sizes import MnnSizes
 from lowbit.pipeline.convert.mnn.tensors_graph import write_plain
-from lowbit.pipeline.errors import ConvertError
 from lowbit.pipeline.onnx_io.reader import read_layers
-from lowbit.pipeline.report.engine_quality import EngineOnOutputs, OutputMode
+from lowbit.pipeline.report.engine_quality import EngineOnOutputs
 from lowbit.pipeline.runtime.partition import Feeds
-from lowbit.pipeline.runtime.session import open_model
-from lowbit.pipeline.validate.outputs import output_errors, outputs_of
 
 MODEL = "model.mnn"
-TOLERANCE = 1e-4
-"""Largest relative difference of an output in float arithmetic."""
+WORKER = "lowbit.pipeline.convert.mnn.tensors_worker"
 
 
 class Mnn(Target[MnnOptions]):
@@ -38,7 +36,7 @@ class Mnn(Target[MnnOptions]):
     label = "MNN"
     modes = MODES
     packages = ("MNN",)
-    sources = ("lowbit.pipeline.convert.mnn.tensors_worker",)
+    sources = (WORKER,)
     decoders = False
 
     graph: gs.Graph
@@ -76,19 +74,8 @@ class Mnn(Target[MnnOptions]):
         return prove_plain(model_file, folder / MODEL, scratch)
 
     def compare(self, model_file: Path, folder: Path, samples: list[Feeds], scratch: Path) -> EngineOnOutputs:
-        expected = outputs_of(open_model(model_file, accuracy_level=0), samples)
-        figures = {}
-        for memory in ("high", "low"):
-            outputs = output_errors(_run(folder / MODEL, memory, samples, list(expected), scratch), expected)
-            largest = max(error.relative_error for error in outputs.values())
-            figures[f"memory_{memory}"] = OutputMode(relative_error=largest, outputs=outputs)
-        worst = figures["memory_high"].relative_error
-        if not worst <= TOLERANCE:
-            raise ConvertError(
-                f"MNN and onnxruntime disagree on the same codes: outputs differ ({worst:.2e}, at most {TOLERANCE:.0e} is "
-                "rounding). The result is not to be trusted."
-            )
-        return EngineOnOutputs(samples=len(samples), **figures)
+        ask = partial(_run, folder / MODEL, samples, scratch)
+        return compare_outputs("MNN", ask, model_file, samples)
 
 
 def _whole(graph: gs.Graph) -> onnx.ModelProto:
@@ -113,8 +100,8 @@ def _only_widened(constant: gs.Constant) -> bool:
     return all(user.op == "Cast" for user in users)
 
 
-def _run(model: Path, memory: str, samples: list[Feeds], outputs: list[str], scratch: Path) -> dict[str, list[np.ndarray]]:
-    """What MNN makes of each sample, by output.
+def _run(model: Path, samples: list[Feeds], scratch: Path, outputs: list[str]) -> dict[str, Outputs]:
+    """What MNN makes of the samples in each of its modes.
 
     Raises:
         ConvertError: it crashed, or refused the model.
@@ -122,8 +109,8 @@ def _run(model: Path, memory: str, samples: list[Feeds], outputs: list[str], scr
     inputs, request, result = scratch / "samples.npz", scratch / "request.json", scratch / "result.npz"
     arrays = {f"{i}.{name}": value for i, sample in enumerate(samples) for name, value in sample.items()}
     np.savez(inputs, allow_pickle=False, **arrays)
-    asked = {"model": str(model), "memory": memory, "samples": str(inputs), "count": len(samples)}
+    asked = {"model": str(model), "modes": list(MODES), "samples": str(inputs), "count": len(samples)}
     request.write_text(json.dumps(asked | {"inputs": list(samples[0]), "outputs": outputs}), "utf-8")
-    run_module("MNN", "lowbit.pipeline.convert.mnn.tensors_worker", model, request, result)
+    run_module("MNN", WORKER, model, request, result)
     with np.load(result) as found:
-        return {name: [found[f"{i}.{name}"] for i in range(len(samples))] for name in outputs}
+        return {mode: {name: [found[f"{mode}.{i}.{name}"] for i in range(len(samples))] for name in outputs} for mode in MODES}

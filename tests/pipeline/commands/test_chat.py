@@ -130,7 +130,7 @@ def test_what_nobody_can_talk_to_is_said(made: Path, tmp_path: Path) -> None:
 
 
 def test_one_answer_from_the_command_line(made: Path) -> None:
-    code = "from pipeline import chat; chat.LONGEST = 5; from pipeline.__main__ import main; main()"
+    code = "from lowbit.pipeline.commands import chat; chat.LONGEST = 5; from lowbit.pipeline.__main__ import main; main()"
     command = [sys.executable, "-c", code, "chat", str(made), "--prompt", "The"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "[5 tokens" in done.stdout
