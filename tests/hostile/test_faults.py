@@ -75,7 +75,7 @@ def test_an_engine_that_hangs_or_crashes(tmp_path: Path, monkeypatch: pytest.Mon
     (package / "__init__.py").touch()
     (package / "hang.py").write_text(HANG)
     (package / "crash.py").write_text(CRASH)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(engine_process, "SECONDS", 2)
     with pytest.raises(ConvertError, match="MNN did not finish folder in 2 s"):
         run_module("MNN", "bad.hang", Path("folder"), tmp_path / "request", tmp_path / "result")
