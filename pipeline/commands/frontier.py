@@ -23,7 +23,8 @@ from lowbit.pipeline.mixed_precision.problem import BudgetEntry, Context, Forms,
 from lowbit.pipeline.mixed_precision.sensitivity import Sensitivities
 from lowbit.pipeline.recipe.edit import put_steps, variant
 from lowbit.pipeline.recipe.recipe import Recipe
-from lowbit.pipeline.report.figures import frontier_figure, save
+from lowbit.pipeline.report.charts import frontier_figure
+from lowbit.pipeline.report.drawing import save
 from lowbit.pipeline.report.manifest import read_manifest
 from lowbit.pipeline.report.progress import Steps
 from lowbit.pipeline.report.units import megabytes

@@ -7,7 +7,8 @@ from pathlib import Path
 from rich.box import SIMPLE_HEAD
 from rich.table import Column, Table
 
-from lowbit.pipeline.report.figures import compare_figure, svg
+from lowbit.pipeline.report.charts import compare_figure
+from lowbit.pipeline.report.drawing import svg
 from lowbit.pipeline.report.manifest import Manifest, read_manifest
 from lowbit.pipeline.report.template import page_template
 from lowbit.pipeline.report.units import megabytes

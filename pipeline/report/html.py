@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from lowbit.pipeline.checkpoint.huggingface import Checkpoint
-from lowbit.pipeline.report.figures import bytes_figure, position_figure, svg
+from lowbit.pipeline.report.charts import bytes_figure, position_figure
+from lowbit.pipeline.report.drawing import svg
 from lowbit.pipeline.report.manifest import Manifest
 from lowbit.pipeline.report.summary import closing_rows
 from lowbit.pipeline.report.template import page_template

@@ -15,6 +15,7 @@ from lowbit.pipeline.report.gates import gates
 from lowbit.pipeline.report.manifest import MANIFEST, VERSION, HandOff, Manifest, Size, Source, WeightRecord
 from lowbit.pipeline.report.progress import Record
 from lowbit.pipeline.report.quality import Quality
+from lowbit.pipeline.report.step_record import StepRecord
 from lowbit.pipeline.store.digests import sha256, versions
 from lowbit.pipeline.store.store import Entry
 
@@ -47,7 +48,7 @@ def make_manifest(
         recipe=recipe.name,
         model=model,
         versions=versions(PACKAGES),
-        steps=tuple(steps),
+        steps=tuple(StepRecord(**dict(record)) for record in steps),
         weights={weight.name: _weight(weight, source_of(weight.source), entry) for weight, entry in weights.items()},
         size=Size(bits_per_weight=8 * stored / count, **sizes),
         quality=quality,

@@ -11,8 +11,8 @@ from pydantic import ConfigDict, Field, JsonValue, ValidationError, model_valida
 from lowbit.pipeline.errors import PipelineError
 from lowbit.pipeline.report.facts import Facts
 from lowbit.pipeline.report.gates import Gate
-from lowbit.pipeline.report.progress import Record
 from lowbit.pipeline.report.quality import KINDS, Quality
+from lowbit.pipeline.report.step_record import StepRecord
 
 MANIFEST = "manifest.json"
 VERSION: Final = 1
@@ -104,7 +104,7 @@ class Manifest(Facts):
     model: Source
     versions: dict[str, str]
     """Of the libraries that were there."""
-    steps: tuple[Record, ...]
+    steps: tuple[StepRecord, ...]
     weights: dict[str, WeightRecord]
     size: Size
     quality: Quality

@@ -5,28 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
 
+from pydantic import ConfigDict, JsonValue
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from lowbit.pipeline.report.peak_memory import PeakMemory
+from lowbit.pipeline.report.step_record import StepRecord
 
 
-@dataclass
-class Record:
-    """One step of a run, as the manifest has it."""
+class Record(StepRecord):
+    """The record of a step under way, to be filled."""
 
-    name: str
-    options: dict[str, Any]
-    key: str = ""
-    cached: bool = False
-    seconds: float = 0.0
-    peak_rss_bytes: int = 0
-    rewritten: list[str] = field(default_factory=list)
-    skipped: dict[str, str] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    model_config = ConfigDict(frozen=False)
 
 
 class Steps:
@@ -37,9 +28,9 @@ class Steps:
         self.records: list[Record] = []
 
     @contextmanager
-    def step(self, name: str, options: dict[str, Any]) -> Iterator[tuple[Record, Callable[[float, str], None]]]:
+    def step(self, name: str, options: dict[str, JsonValue]) -> Iterator[tuple[Record, Callable[[float, str], None]]]:
         """A step: yields its record, to be filled, and a function to report (share done, rate)."""
-        record = Record(name, options)
+        record = Record(name=name, options=options)
         columns = (SpinnerColumn(), TextColumn("{task.description:<18}"), BarColumn(24), TextColumn("{task.fields[rate]}"))
         start = time.monotonic()
         memory = PeakMemory()

@@ -9,7 +9,8 @@ from collections.abc import Callable
 import numpy as np
 
 from lowbit.passes.graph.names import LAYER
-from lowbit.pipeline.report.figures import map_figure, svg
+from lowbit.pipeline.report.charts import map_figure
+from lowbit.pipeline.report.drawing import svg
 from lowbit.pipeline.report.manifest import Manifest, WeightRecord
 
 

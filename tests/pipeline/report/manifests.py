@@ -7,8 +7,8 @@ from lowbit.pipeline.report.engine_quality import EngineOnText, NotCompared, Tem
 from lowbit.pipeline.report.gates import gates
 from lowbit.pipeline.report.manifest import VERSION, HandOff, Manifest, Size, Source, WeightRecord
 from lowbit.pipeline.report.output_quality import OutputError, OutputQuality, OutputsAsRun
-from lowbit.pipeline.report.progress import Record
 from lowbit.pipeline.report.quality import Quality
+from lowbit.pipeline.report.step_record import StepRecord
 from lowbit.pipeline.report.text_quality import Continuation, Flip, TextQuality, WorstWindow
 
 GATES = Validate(max_kl_divergence=0.1, max_perplexity_ratio=1.5)
@@ -58,7 +58,10 @@ def manifest(quality: Quality | None = None, limits: Validate = GATES) -> Manife
     return Manifest(
         version=VERSION, recipe="<mine>",
         model=Source(source="./m", revision=None, digest="c" * 64, shards={"f": {"w": "a" * 64}}), versions={"numpy": "2"},
-        steps=(Record("export", {"opset": 18}, key="d" * 64, seconds=1.5), Record("validate", {}, seconds=2.0)),
+        steps=(
+            StepRecord(name="export", options={"opset": 18}, key="d" * 64, seconds=1.5),
+            StepRecord(name="validate", options={}, seconds=2.0),
+        ),
         weights={"model.layers.0.mlp.up_proj": weight, "lm_head": weight},
         size=Size(bits_per_weight=3.75, onnx_bytes=4_000_000, fast_bytes=3_000_000, absent_bytes=3_500_000),
         quality=quality, hand_offs={"fast": hand_off, "absent": hand_off.model_copy(update={"label": "Absent"})},

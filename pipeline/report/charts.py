@@ -1,27 +1,15 @@
-"""Pictures: matplotlib figures as SVG for pages and PNG for files, with the same colors throughout."""
+"""What there is to see of a result: sizes against KL divergence, bytes, bits and errors of weights, KL along a window."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib import colormaps, rc_context
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-STYLE = {"svg.hashsalt": "lowbit", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9.0}
-"""Text stays text, and the same figure has the same bytes."""
-INK, BLUE, ORANGE = "#777777", "#2f7ed8", "#e07b39"
-"""Legible on white and on black."""
-
-
-def new_figure(width: float = 6.4, height: float = 3.6) -> Figure:
-    """An empty figure without a background, in inches."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    figure.patch.set_alpha(0)
-    return figure
+from lowbit.pipeline.report.drawing import BLUE, INK, ORANGE, new_figure, quiet
 
 
 def frontier_figure(
@@ -52,34 +40,6 @@ def frontier_figure(
     quiet(figure)
     axes.legend(frameon=False, labelcolor=INK)
     return figure
-
-
-def quiet(figure: Figure) -> None:
-    """Axes in gray, no box, no background: for light and dark pages."""
-    for axes in figure.axes:
-        axes.set_facecolor("none")
-        axes.tick_params(which="both", colors=INK)
-        for text in (axes.xaxis.label, axes.yaxis.label, axes.title):
-            text.set_color(INK)
-        for side, spine in axes.spines.items():
-            spine.set_color(INK)
-            spine.set_visible(side in ("left", "bottom"))
-
-
-def svg(figure: Figure) -> str:
-    """The figure as an element for a page, without XML's head."""
-    stream = io.StringIO()
-    with rc_context(STYLE):
-        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
-    text = stream.getvalue()
-    return text[text.index("<svg") :]
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write `path`.svg and `path`.png (on white)."""
-    with rc_context(STYLE):
-        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None, "Creator": None})
-        figure.savefig(path.with_suffix(".png"), dpi=144, facecolor="white", metadata={"Software": None})
 
 
 def bytes_figure(parts: dict[str, int]) -> Figure:
@@ -118,7 +78,7 @@ def map_figure(
                 red, green, blue, _ = colormaps[colors]((values[row, column] - low + 0.25 * span) / (1.5 * span))
                 light = 0.3 * red + 0.59 * green + 0.11 * blue > 0.55
                 axes.text(column, row, text, ha="center", va="center", fontsize=7.5, color="black" if light else "white")
-    axes.set_xticks(range(len(columns)), columns)
+    axes.set_xticks(range(len(columns)), [column.replace("_", "\n") for column in columns])
     axes.set_yticks(range(len(rows)), rows)
     axes.xaxis.tick_top()
     quiet(figure)
