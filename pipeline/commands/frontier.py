@@ -26,13 +26,12 @@ from lowbit.pipeline.recipe.recipe import Recipe
 from lowbit.pipeline.report.charts import frontier_figure
 from lowbit.pipeline.report.drawing import save
 from lowbit.pipeline.report.manifest import read_manifest
-from lowbit.pipeline.report.progress import Steps
 from lowbit.pipeline.report.units import megabytes
 from lowbit.pipeline.run.context import Run
-from lowbit.pipeline.run.prepare import export_step
+from lowbit.pipeline.run.prepare import export_steps
 from lowbit.pipeline.run.runner import run_recipe
+from lowbit.pipeline.run.step import execute
 from lowbit.pipeline.store.store import Store, writing
-from lowbit.pipeline.store.weight_keys import SourceDigests
 
 BITS = tuple(round(float(bits), 2) for bits in np.arange(2.2, 4.51, 0.1))
 """Stored bits per weight that are asked for."""
@@ -72,8 +71,10 @@ def frontier(recipe: Recipe, build: Path, model: Path | None, measured: int, con
     with writing(build):
         folder.mkdir(parents=True, exist_ok=True)
         store = Store(build / ".store")
-        run = Run(recipe, resolve(recipe, model), store, Steps(console), SourceDigests(store))
-        fresh = partial(load_graph, export_step(run), run.checkpoint)
+        run = Run.begin(recipe, resolve(recipe, model), store, console)
+        for step in export_steps(recipe, run.checkpoint):
+            execute(run, step)
+        fresh = partial(load_graph, run.graph_file, run.checkpoint)
         context = Context(recipe, run.checkpoint, store, run.sources, fresh)
         problem = build_problem(context, entry)
         with run.steps.step("sensitivity", {}) as (_, report):

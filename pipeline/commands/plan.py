@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from rich.table import Table
@@ -16,6 +17,7 @@ from lowbit.pipeline.mixed_precision.problem import Context, budget_entry
 from lowbit.pipeline.recipe.recipe import Recipe
 from lowbit.pipeline.report.bits_map import bits_map
 from lowbit.pipeline.report.units import megabytes
+from lowbit.pipeline.run.steps import all_steps
 from lowbit.pipeline.store.store import Store
 from lowbit.pipeline.store.weight_keys import SourceDigests
 
@@ -32,14 +34,15 @@ def make_plan(recipe: Recipe, build: Path, model: Path | None) -> Plan:
     else:
         check_config(checkpoint, recipe.export)
         graph = sketch(checkpoint)
-    store = Store(build / ".store")
+    store, asked = Store(build / ".store"), recipe
     if (entry := budget_entry(recipe)) is not None:
         context = Context(recipe, checkpoint, store, SourceDigests(store), graph.copy, sketched=True)
         recipe = recall_allocation(context, entry)
     for step in recipe.passes:
         if not step.options.keeps_shapes:
             step.apply(graph)
-    return plan_of(recipe, checkpoint, graph, store)
+    steps = tuple(step.name for step in all_steps(asked, recipe, checkpoint))
+    return replace(plan_of(recipe, checkpoint, graph, store), steps=steps)
 
 
 def plan_tables(plan: Plan) -> list[Table]:
@@ -69,16 +72,10 @@ def plan_tables(plan: Plan) -> list[Table]:
     totals.add_row("ONNX model", megabytes(plan.onnx_bytes))
     for target, count in plan.hand_off_bytes.items():
         totals.add_row(f"{target} folder", megabytes(count))
-    steps = [*plan.steps_before, *(step.name for step in recipe.passes)]
-    steps += ["calibration text", "calibrate"] if recipe.calibrate else []
-    steps += ["finetune"] if any(one.weight.training is not None for one in plan.weights) else []
-    steps += ["write onnx"]
-    steps += plan.steps_to_validate if recipe.validate else []
-    steps += ["lower", "convert", "prove", "compare runtimes"] * len(recipe.convert)
     totals.add_row("disk needed", megabytes(plan.disk_bytes))
     totals.add_row("memory needed", f"about {megabytes(plan.memory_bytes)}")
     totals.add_row("time expected", f"about {_duration(plan.seconds)} on 2 cores and a disk of 500 MB/s")
-    totals.add_row("steps", ", ".join(steps))
+    totals.add_row("steps", ", ".join(plan.steps))
     bits = bits_map({one.weight.name: (one.weight.form.bits, one.weight.form.block_size) for one in plan.weights})
     return [layers, *([] if bits is None else [bits]), totals]
 

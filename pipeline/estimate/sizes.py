@@ -14,7 +14,6 @@ from lowbit.passes.graph.quantized_ops import quantized_weight
 from lowbit.passes.quant.quantized_weight import Part, QuantizedWeight
 from lowbit.passes.quant.weights import Weight
 from lowbit.pipeline.checkpoint.huggingface import Checkpoint
-from lowbit.pipeline.checkpoint.onnx_model import OnnxModel
 from lowbit.pipeline.convert.registry import make_target
 from lowbit.pipeline.convert.sizes import Sizes
 from lowbit.pipeline.estimate.duration import expected_seconds
@@ -48,6 +47,7 @@ class Plan:
         source_bytes: what would be read.
         hidden_size: of the model.
         checkpoint: what it starts from.
+        steps: names of the steps that a run would execute, where they were listed.
     """
 
     recipe: Recipe
@@ -57,15 +57,7 @@ class Plan:
     source_bytes: int
     hidden_size: int
     checkpoint: Checkpoint
-
-    @property
-    def steps_before(self) -> list[str]:
-        """Those that make the float graph."""
-        return [] if isinstance(self.checkpoint, OnnxModel) else ["export"]
-
-    @property
-    def steps_to_validate(self) -> list[str]:
-        return ["reference", "validate"] if is_decoder(self.checkpoint, self.recipe.export) else ["validate"]
+    steps: tuple[str, ...] = ()
 
     @property
     def onnx_bytes(self) -> int:

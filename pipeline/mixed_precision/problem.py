@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import onnx_graphsurgeon as gs
 
@@ -22,7 +23,7 @@ from lowbit.pipeline.convert.sizes import Sizes
 from lowbit.pipeline.errors import PipelineError
 from lowbit.pipeline.estimate.sizes import plan_of
 from lowbit.pipeline.mixed_precision.sensitivity import Layer
-from lowbit.pipeline.recipe.recipe import Recipe, Step
+from lowbit.pipeline.recipe.recipe import PassEntry, Recipe
 from lowbit.pipeline.report.units import megabytes
 from lowbit.pipeline.store.store import Store
 from lowbit.pipeline.store.weight_keys import SourceDigests
@@ -53,7 +54,7 @@ class Context:
     fresh_graph: Callable[[], gs.Graph]
     sketched: bool = False
 
-    def apply(self, step: Step, graph: gs.Graph) -> None:
+    def apply(self, step: PassEntry, graph: gs.Graph) -> None:
         """Apply a pass; to a sketch, only if sizes depend on it."""
         if not (self.sketched and step.options.keeps_shapes):
             step.apply(graph)
@@ -64,17 +65,17 @@ class BudgetEntry:
     """The entry of a recipe that is `allocate_bits`: its number under `passes:`, the entry, and its options."""
 
     position: int
-    step: Step
+    step: PassEntry
     options: AllocateBits
 
-    def build_steps(self, forms: Forms) -> list[Step]:
+    def build_steps(self, forms: Forms) -> list[PassEntry]:
         """The `quantize_matmul` entries that give every layer its form."""
         names: dict[BlockFormat, list[str]] = defaultdict(list)
         for name, form in forms.items():
             names[form].append(name)
         shared = {option: getattr(self.options, option) for option in SHARED_OPTIONS}
         return [
-            Step(
+            PassEntry(
                 "quantize_matmul",
                 QuantizeMatmul(bits=form.bits, block_size=form.block_size, include=tuple(names[form]), **shared),  # type: ignore[arg-type]
                 self.step.position,
@@ -142,6 +143,16 @@ def budget_entry(recipe: Recipe) -> BudgetEntry | None:
     if len(entries) > 1:
         raise PipelineError(f"{recipe.file}: allocate_bits is there {len(entries)} times; one budget goes for all weights.")
     return entries[0] if entries else None
+
+
+def check_budget(asked: Recipe, work: Path) -> None:
+    """Check that the folder that `fit` speaks of, in `work`, is within it: a budget is kept, or the result is not published."""
+    if (entry := budget_entry(asked)) is None or (fit := entry.options.fit_bytes) is None:
+        return
+    folder = work / (asked.convert[0].folder if asked.convert else "onnx")
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    if size > fit:
+        raise RuntimeError(f"{folder.name} has {size} bytes, fit: {entry.options.fit} allows {fit}")
 
 
 def build_problem(context: Context, entry: BudgetEntry) -> Problem:

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from lowbit.pipeline.recipe.load import load_recipe
-from lowbit.pipeline.recipe.recipe import Recipe, Step
+from lowbit.pipeline.recipe.recipe import PassEntry, Recipe
 
 PATHS = {"model": ("source",), "validate": ("text", "inputs"), "calibrate": ("text", "prompts")}
 """Options that may be paths relative to the recipe."""
@@ -49,13 +49,13 @@ def variant(recipe: Recipe, file: Path, change: Callable[[dict[str, Any]], None]
     return load_recipe(file)
 
 
-def put_steps(content: dict[str, Any], place: int, steps: list[Step]) -> None:
+def put_steps(content: dict[str, Any], place: int, steps: list[PassEntry]) -> None:
     """Write `steps` into a recipe's plain values, in place of the entry number `place`."""
     entries = [{step.name: step.options.model_dump(mode="json", exclude_defaults=True)} for step in steps]
     content["passes"][place : place + 1] = entries
 
 
-def with_steps(recipe: Recipe, place: int, steps: list[Step]) -> Recipe:
+def with_steps(recipe: Recipe, place: int, steps: list[PassEntry]) -> Recipe:
     """`recipe` with `steps` in place of its entry number `place`, and a text that says so."""
     content = portable(recipe)
     put_steps(content, place, steps)
@@ -64,7 +64,7 @@ def with_steps(recipe: Recipe, place: int, steps: list[Step]) -> Recipe:
     return replace(recipe, passes=(*recipe.passes[:place], *steps, *recipe.passes[place + 1 :]), text=text)
 
 
-def plain_steps(recipe: Recipe) -> list[Step]:
+def plain_steps(recipe: Recipe) -> list[PassEntry]:
     """The passes with codes by plain rounding; none where the recipe does nothing better."""
     steps = [replace(step, options=plain) for step in recipe.passes if (plain := step.options.plain) is not None]
     return [] if steps == list(recipe.passes) else steps

@@ -13,7 +13,7 @@ from lowbit.passes import methods
 from lowbit.passes.base import READING, Options, first_mistake, option_mistake
 from lowbit.passes.registry import did_you_mean, find_method, find_pass, names_in
 from lowbit.pipeline.errors import Position, RecipeError
-from lowbit.pipeline.recipe.recipe import Recipe, Step
+from lowbit.pipeline.recipe.recipe import PassEntry, Recipe
 from lowbit.pipeline.recipe.sections import ONNX_SUFFIX, ORDER, SECTIONS, Convert, Export
 from lowbit.pipeline.recipe.targets import DEFAULT, find_options, targets_with
 from lowbit.pipeline.recipe.yaml_reader import Document, read
@@ -78,7 +78,7 @@ def load_recipe(file: Path) -> Recipe:
     return recipe
 
 
-def _passes(document: Document, items: Any) -> tuple[Step, ...]:
+def _passes(document: Document, items: Any) -> tuple[PassEntry, ...]:
     if not isinstance(items, list) or not items:
         raise RecipeError(document.position(("passes",)), "passes must be a list of pass names, each with its options.")
     return tuple(_step(document, item, ("passes", i)) for i, item in enumerate(items))
@@ -113,7 +113,7 @@ def _hand_off(document: Document, item: Any, path: tuple[Any, ...]) -> Convert:
     return _options(document, kind, given, path)  # type: ignore[return-value]
 
 
-def _step(document: Document, item: Any, path: tuple[Any, ...]) -> Step:
+def _step(document: Document, item: Any, path: tuple[Any, ...]) -> PassEntry:
     here = document.position(path)
     if isinstance(item, str):
         name, inner = item, path
@@ -127,7 +127,7 @@ def _step(document: Document, item: Any, path: tuple[Any, ...]) -> Step:
         kind = find_pass(name)
     except KeyError as error:
         raise RecipeError(document.keys.get(inner, here), error.args[0]) from None
-    return Step(name, _options(document, kind, {} if options is None else options, inner), here)  # type: ignore[arg-type]
+    return PassEntry(name, _options(document, kind, {} if options is None else options, inner), here)  # type: ignore[arg-type]
 
 
 def _options(document: Document, kind: type[Options], options: Any, path: tuple[Any, ...]) -> Options:

@@ -13,7 +13,7 @@ from lowbit.pipeline.recipe.sections import Calibrate, Convert, Export, Model, V
 
 
 @dataclass(frozen=True)
-class Step:
+class PassEntry:
     """One entry under `passes:`."""
 
     name: str
@@ -46,7 +46,7 @@ class Recipe:
     model: Model
     export: Export
     calibrate: Calibrate | None
-    passes: tuple[Step, ...]
+    passes: tuple[PassEntry, ...]
     validate: Validate | None
     convert: tuple[Convert, ...]
 

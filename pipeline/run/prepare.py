@@ -1,4 +1,4 @@
-"""The steps before a graph is quantized: export, budget, and everything that can be refused without reading a weight."""
+"""The steps before a graph is quantized: export, budget, and a rehearsal that refuses what it can without reading a weight."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from lowbit.passes.graph.quantized_ops import quantized_weight
 from lowbit.pipeline.calibrate.channel_scales import set_to_one
+from lowbit.pipeline.checkpoint.huggingface import Checkpoint
 from lowbit.pipeline.checkpoint.onnx_model import OnnxModel
 from lowbit.pipeline.convert.registry import find_target, make_target
 from lowbit.pipeline.errors import PipelineError
@@ -17,87 +18,82 @@ from lowbit.pipeline.export.bind import load_graph
 from lowbit.pipeline.export.exporter import export_graph
 from lowbit.pipeline.export.support import check_config, check_layers, describe
 from lowbit.pipeline.mixed_precision.allocate import allocate
-from lowbit.pipeline.mixed_precision.problem import Context, budget_entry
+from lowbit.pipeline.mixed_precision.problem import BudgetEntry, Context, budget_entry
 from lowbit.pipeline.onnx_io.writer import MODEL
 from lowbit.pipeline.recipe.recipe import Recipe
 from lowbit.pipeline.recipe.sections import Validate
 from lowbit.pipeline.recipe.targets import target_names
 from lowbit.pipeline.report.units import megabytes
 from lowbit.pipeline.run.context import Run
+from lowbit.pipeline.run.step import Step, Task
 from lowbit.pipeline.runtime.isolate import isolated
-from lowbit.pipeline.runtime.partition import Feeds
-from lowbit.pipeline.store.digests import digest, versions
-from lowbit.pipeline.store.source_digest import source_digest
-from lowbit.pipeline.validate.dataset import decoder_samples, samples_for, token_windows
+from lowbit.pipeline.validate.dataset import decoder_samples, samples_digest, samples_for, token_windows
 
 EXPORT_LIBRARIES = ("torch", "transformers", "optimum", "optimum-onnx", "onnx")
+COMPARED_SAMPLES = 4
+"""Samples of the validation (windows of text) that engines are compared on."""
 
 
-def export_step(run: Run) -> Path:
-    """The float graph of a run's checkpoint, exported now if it is not known."""
-    if isinstance(run.checkpoint, OnnxModel):
-        return run.checkpoint.file
-    options = run.recipe.export
-    with run.steps.step("export", options.model_dump(mode="json")) as (record, _):
-        record.key = digest(
-            "export", run.checkpoint.config, record.options, source_digest(export_graph), versions(EXPORT_LIBRARIES),
-        )  # fmt: skip
-        entry = run.store.get(record.key)
-        record.cached = entry is not None
-        if entry is None:
-            check_config(run.checkpoint, options)
-            check_layers(run.checkpoint)
-
-            def write(folder: Path) -> dict[str, Any]:
-                isolated(export_graph, run.checkpoint, options, folder / MODEL)
-                return {}
-
-            entry = run.store.put(record.key, write)
-    return entry.file(MODEL)
+def opening_steps(recipe: Recipe, checkpoint: Checkpoint) -> list[Step]:
+    """The float graph, and the bits that a budget allows: what the other steps are listed from."""
+    steps = export_steps(recipe, checkpoint)
+    if (entry := budget_entry(recipe)) is not None:
+        options = entry.options.model_dump(mode="json")
+        steps.append(Step("allocate_bits", partial(_allocate, entry=entry), options, ("config",)))
+    return steps
 
 
-def allocate_step(run: Run) -> Recipe:
-    """The recipe to run: one with a budget becomes one with bits for every weight."""
-    if (entry := budget_entry(run.recipe)) is None:
-        return run.recipe
-    with run.steps.step("allocate_bits", entry.options.model_dump(mode="json")) as (record, report):
-        fresh = partial(load_graph, run.graph_file, run.checkpoint)
-        context = Context(run.recipe, run.checkpoint, run.store, run.sources, fresh)
-        run.recipe, notes = allocate(context, entry, lambda done: report(done, ""))
-        record.notes += notes
-    return run.recipe
+def export_steps(recipe: Recipe, checkpoint: Checkpoint) -> list[Step]:
+    """The float graph of a checkpoint; an ONNX file is one already."""
+    if isinstance(checkpoint, OnnxModel):
+        return []
+    options = recipe.export.model_dump(mode="json")
+    return [Step("export", _export, options, ("config",), code=(export_graph,), packages=EXPORT_LIBRARIES)]
 
 
-def check_fit_step(asked: Recipe, work: Path) -> None:
-    """A budget is kept, or the result is not published."""
-    if (entry := budget_entry(asked)) is None or (fit := entry.options.fit_bytes) is None:
-        return
-    folder = work / (asked.convert[0].folder if asked.convert else "onnx")
-    size = sum(file.stat().st_size for file in folder.iterdir())
-    if size > fit:
-        raise RuntimeError(f"{folder.name} has {size} bytes, fit: {entry.options.fit} allows {fit}")
+def rehearsal() -> Step:
+    """Everything that can be refused without reading a weight; makes `samples`, and `compared`, the first of them."""
+    return Step("rehearse", _rehearse, inputs=("config",))
 
 
-def rehearse_step(run: Run, graph_file: Path) -> list[Feeds]:
-    """Everything that can be refused without reading a weight is refused here; returns what models are compared on."""
-    with run.steps.step("rehearse", {}):
-        graph = load_graph(graph_file, run.checkpoint)
-        for step in run.recipe.passes:
-            step.apply(graph)
-        set_to_one(graph)
-        if not any(quantized_weight(node) for node in graph.nodes):
-            raise PipelineError(f"{run.recipe.file}: this recipe quantizes nothing; add quantize_matmul to passes.")
-        _check_disk(plan_of(run.recipe, run.checkpoint, graph, run.store), run.store.root.parent)
-        _check_decoder(run)
-        samples: list[Feeds] = []
-        if run.recipe.validate is not None or run.recipe.convert:
-            if run.decoder:
-                samples = decoder_samples(token_windows(run.recipe, run.checkpoint))
-            else:
-                samples = samples_for(run.recipe, run.checkpoint, graph)
-        for options in run.recipe.convert:
-            make_target(options, run.checkpoint).rehearse(graph.copy())
-    return samples
+def _export(run: Run, task: Task) -> None:
+    def write(folder: Path) -> dict[str, Any]:
+        check_config(run.checkpoint, run.recipe.export)
+        check_layers(run.checkpoint)
+        isolated(export_graph, run.checkpoint, run.recipe.export, folder / MODEL)
+        return {}
+
+    run.graph_file = task.recall(write).file(MODEL)
+
+
+def _allocate(run: Run, task: Task, entry: BudgetEntry) -> None:
+    """Replace a budget by passes with bits for every weight."""
+    fresh = partial(load_graph, run.graph_file, run.checkpoint)
+    context = Context(run.recipe, run.checkpoint, run.store, run.sources, fresh)
+    run.recipe, notes = allocate(context, entry, task.progress)
+    task.record.notes += notes
+    task.remember([[entry.name, entry.options.model_dump(mode="json")] for entry in run.recipe.passes])
+
+
+def _rehearse(run: Run, task: Task) -> None:
+    recipe = run.recipe
+    graph = load_graph(run.graph_file, run.checkpoint)
+    for entry in recipe.passes:
+        entry.apply(graph)
+    set_to_one(graph)
+    if not any(quantized_weight(node) for node in graph.nodes):
+        raise PipelineError(f"{recipe.file}: this recipe quantizes nothing; add quantize_matmul to passes.")
+    _check_disk(plan_of(recipe, run.checkpoint, graph, run.store), run.store.root.parent)
+    _check_decoder(run)
+    if recipe.validate is not None or recipe.convert:
+        if run.decoder:
+            run.samples = decoder_samples(token_windows(recipe, run.checkpoint))
+        else:
+            run.samples = samples_for(recipe, run.checkpoint, graph)
+    for options in recipe.convert:
+        make_target(options, run.checkpoint).rehearse(graph.copy())
+    run.keys |= {"samples": samples_digest(run.samples), "compared": samples_digest(run.samples[:COMPARED_SAMPLES])}
+    run.graph = load_graph(run.graph_file, run.checkpoint)
 
 
 def _check_decoder(run: Run) -> None:
@@ -108,12 +104,12 @@ def _check_decoder(run: Run) -> None:
             kind = "generates text" if run.decoder else "does not generate text"
             raise PipelineError(f"{run.recipe.file}: validate: {name} means nothing here, the model {kind}. Leave it out.")
     what = describe(run.checkpoint)
-    for one in run.recipe.convert:
-        if find_target(one.target).decoders != run.decoder:
+    for entry in run.recipe.convert:
+        if find_target(entry.target).decoders != run.decoder:
             fitting = " or ".join(name for name in target_names() if find_target(name).decoders == run.decoder)
             kind = "generate no text" if run.decoder else "generate text"
             raise PipelineError(
-                f"{run.recipe.file}: target {one.target} is for models that {kind}; for this one ({what}) set convert: "
+                f"{run.recipe.file}: target {entry.target} is for models that {kind}; for this one ({what}) set convert: "
                 f"{{target: {fitting}}}."
             )
     if run.recipe.calibrate is not None and not run.decoder:

@@ -1,99 +1,112 @@
-"""The steps that quantize: passes, calibration, fine-tuning, files."""
+"""The steps that quantize: passes, calibration, fine-tuning, files. Each depends on the one before it."""
 
 from __future__ import annotations
 
 import shutil
 import time
-from pathlib import Path
-
-import numpy as np
-import onnx_graphsurgeon as gs
+from functools import partial
 
 from lowbit.passes.graph.quantized_ops import quantized_matmuls
-from lowbit.pipeline.calibrate.channel_scales import find_channel_scales, set_to_one
+from lowbit.pipeline.calibrate.channel_scales import find_channel_scales
 from lowbit.pipeline.calibrate.dataset import calibration_windows
 from lowbit.pipeline.calibrate.sequential import calibrate
 from lowbit.pipeline.checkpoint.huggingface import SIDE_FILES
 from lowbit.pipeline.onnx_io.entry import entry_of
 from lowbit.pipeline.onnx_io.folder import write_files
-from lowbit.pipeline.recipe.recipe import Step
+from lowbit.pipeline.recipe.recipe import PassEntry, Recipe
+from lowbit.pipeline.recipe.sections import Calibrate
 from lowbit.pipeline.run.context import Run
-from lowbit.pipeline.store.digests import digest
-from lowbit.pipeline.store.source_digest import source_digest
+from lowbit.pipeline.run.step import Step, Task
+
+TEXT, WRITE = "calibration text", "write onnx"
 
 
-def apply_step(run: Run, graph: gs.Graph, step: Step) -> None:
+def quantizing_steps(recipe: Recipe) -> list[Step]:
+    """From the float graph to the files of the quantized one; the last is `WRITE`."""
+    before, steps = "rehearse", []
+    for number, entry in enumerate(recipe.passes):
+        steps.append(_pass_step(entry, before, f"pass {number}"))
+        before = f"pass {number}"
+    if recipe.calibrate is not None:
+        steps += _reading_steps(recipe, recipe.calibrate, before)
+        before = steps[-1].name
+    return [*steps, Step(WRITE, _write_onnx, inputs=(before,), code=(write_files,))]
+
+
+def _pass_step(entry: PassEntry, before: str, identity: str) -> Step:
+    options = entry.options.model_dump(mode="json")
+    return Step(entry.name, partial(_apply, entry=entry), options, (before,), code=(type(entry.options),), identity=identity)
+
+
+def _reading_steps(recipe: Recipe, options: Calibrate, before: str) -> list[Step]:
+    """What passes leave to a run that reads text, in the order in which each needs what the one before found."""
+    phases = {phase for entry in recipe.passes for phase in entry.options.phases}
+    dumped = options.model_dump(mode="json")
+    steps = [Step(TEXT, partial(_read_text, options=options), dumped, ("weights",))]
+    if "scaling" in phases:
+        steps.append(Step("channel scales", _scale, inputs=(before, TEXT), code=(find_channel_scales,)))
+        before = "channel scales"
+    if "calibration" in phases:
+        steps.append(Step("calibrate", partial(_calibrate, options=options), dumped, (before, TEXT), code=(calibrate,)))
+        before = "calibrate"
+    trained = next((entry.options for entry in recipe.passes if "training" in entry.options.phases), None)
+    if trained is not None:
+        steps.append(Step("finetune", _finetune, trained.model_dump(mode="json"), (before, TEXT), code=(_finetune,)))
+    return steps
+
+
+def _apply(run: Run, task: Task, entry: PassEntry) -> None:
     """Apply one pass: the weights it asks for stay lazy, so that each is quantized once, for the finished graph."""
-    with run.steps.step(step.name, step.options.model_dump(mode="json")) as (record, _):
-        outcome = step.apply(graph)
-        record.rewritten, record.skipped = list(outcome.rewritten), dict(outcome.skipped)
-        record.notes = list(outcome.notes)
-        record.key = digest(run.steps.records[-1].key, step.name, record.options, source_digest(type(step.options)))
+    outcome = entry.apply(run.graph)
+    task.record.rewritten, task.record.skipped = list(outcome.rewritten), dict(outcome.skipped)
+    task.record.notes += outcome.notes
 
 
-def calibration_text_step(run: Run) -> np.ndarray:
-    options = run.recipe.calibrate
-    assert options is not None
-    with run.steps.step("calibration text", options.model_dump(mode="json")) as (record, _):
-        windows = calibration_windows(options, run.recipe.folder, run.checkpoint, run.model_digest(), run.store)
-        record.key = digest(run.model_digest(), windows.tolist())
-    return windows
+def _read_text(run: Run, task: Task, options: Calibrate) -> None:
+    run.text = calibration_windows(options, run.recipe.folder, run.checkpoint, run.key("weights"), run.store)
+    task.remember(run.text.tolist())
 
 
-def channel_scales_step(run: Run, graph: gs.Graph, text: np.ndarray) -> None:
-    """Search what `fold_channel_scales` left open, if it was used."""
-    if not set_to_one(graph):
-        return
-    with run.steps.step("channel scales", {}) as (record, report):
-        keys, made = find_channel_scales(graph, text, run.sources, run.store, report)
-        record.key = digest(run.steps.records[-1].key, keys)
-        record.cached = made == 0
-        record.notes.append(f"{made} searched, {len(keys) - made} recalled")
+def _scale(run: Run, task: Task) -> None:
+    """Search the scales that passes left open; each is recalled by itself."""
+    keys, searched = find_channel_scales(run.graph, run.text, run.sources, run.store, task.report)
+    task.remember(keys)
+    task.recalled_each(searched, len(keys), "searched")
 
 
-def calibrate_step(run: Run, graph: gs.Graph, text: np.ndarray) -> None:
+def _calibrate(run: Run, task: Task, options: Calibrate) -> None:
     """Quantize what needs a look at its inputs; the weights stay lazy, their entries are ready when the files are written."""
-    options = run.recipe.calibrate
-    assert options is not None
-    with run.steps.step("calibrate", options.model_dump(mode="json")) as (record, report):
-        found = calibrate(graph, options, text, run.sources, run.store, report)
-        run.entries = found.entries
-        record.key = digest(run.steps.records[-1].key, run.made(), source_digest(calibrate))
-        record.cached = found.made == 0
-        record.notes.append(f"{found.made} weights quantized, {len(found.entries) - found.made} recalled")
+    calibrated = calibrate(run.graph, options, run.text, run.sources, run.store, task.report)
+    run.entries = calibrated.entries
+    task.remember(run.made())
+    task.recalled_each(calibrated.made, len(calibrated.entries), "weights quantized")
 
 
-def finetune_step(run: Run, graph: gs.Graph, text: np.ndarray) -> None:
-    """Train the codes that a pass marked, if any, beginning with those of its method."""
-    matmuls = [weight for _, weight in quantized_matmuls(graph)]
-    training = next((weight.training for weight in matmuls if weight.training is not None), None)
-    if training is None:
-        return
+def _finetune(run: Run, task: Task) -> None:
+    """Train the codes that a pass marked, beginning with those of its method."""
     from lowbit.pipeline.calibrate.finetune import finetune  # torch, which nothing else here needs
 
-    with run.steps.step("finetune", training.model_dump(mode="json")) as (record, report):
-        for weight in matmuls:
-            run.entries[weight] = run.entries.get(weight) or entry_of(weight, run.sources, run.store)
-        before = run.made()
-        run.entries = finetune(graph, run.checkpoint, text, run.entries, run.store, report)
-        record.key = digest(run.steps.records[-1].key, run.made(), source_digest(finetune))
-        record.notes.append(f"{sum(before[name] != key for name, key in run.made().items())} weights trained")
+    for _, weight in quantized_matmuls(run.graph):
+        run.entries[weight] = run.entries.get(weight) or entry_of(weight, run.sources, run.store)
+    before = run.made()
+    run.entries = finetune(run.graph, run.checkpoint, run.text, run.entries, run.store, task.report)
+    task.remember(run.made())
+    task.record.notes.append(f"{sum(before[name] != key for name, key in run.made().items())} weights trained")
 
 
-def write_onnx_step(run: Run, graph: gs.Graph, folder: Path) -> None:
+def _write_onnx(run: Run, task: Task) -> None:
     """Quantize, or recall, the weights of the finished graph straight into its files."""
-    with run.steps.step("write onnx", {}) as (record, report):
-        folder.mkdir()
-        start = time.monotonic()
+    folder = run.work / "onnx"
+    folder.mkdir()
+    start = time.monotonic()
 
-        def progress(done: int, total: int) -> None:
-            report(done / total, f"{done / 1e6 / max(time.monotonic() - start, 1e-3):,.0f} MB/s")
+    def progress(done: int, total: int) -> None:
+        task.report(done / total, f"{done / 1e6 / max(time.monotonic() - start, 1e-3):,.0f} MB/s")
 
-        streamed = write_files(graph, folder, run.sources, run.store, progress, run.entries)
-        run.entries = streamed.entries
-        record.key = digest(run.steps.records[-1].key, run.made(), source_digest(write_files))
-        record.cached = streamed.recalled == len(run.entries)
-        record.notes.append(f"{len(run.entries) - streamed.recalled} weights quantized, {streamed.recalled} recalled")
-        for name in SIDE_FILES:
-            if (source := run.checkpoint.folder / name).exists():
-                shutil.copyfile(source, folder / name)
+    streamed = write_files(run.graph, folder, run.sources, run.store, progress, run.entries)
+    run.entries = streamed.entries
+    task.remember(run.made())
+    task.recalled_each(len(run.entries) - streamed.recalled, len(run.entries), "weights quantized")
+    for name in SIDE_FILES:
+        if (source := run.checkpoint.folder / name).exists():
+            shutil.copyfile(source, folder / name)

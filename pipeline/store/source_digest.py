@@ -36,20 +36,20 @@ def source_digest(*roots: Root) -> str:
 
 def reached(*roots: Root) -> dict[str, str]:
     """The parsed code of every definition that `roots` reach, by `module.name`."""
-    homes = {PROJECT} | {_module_name(root) for root in roots}
+    homes = frozenset({PROJECT} | {_module_name(root) for root in roots})
     waiting = [definition for root in roots for definition in _definitions(root)]
     code: dict[Definition, str] = {}
     while waiting:
         here = waiting.pop()
-        module = _parsed(here[0])
-        if here in code or module is None or not _belongs(module, homes):
+        module = _parsed(here[0]) if _belongs(here[0], homes) else None
+        if here in code or module is None:
             continue
         if (source := module.definitions.get(here[1])) is None:
             if (target := module.imports.get(here[1])) is not None:
                 waiting.append(target)
             continue
         code[here] = source.code
-        waiting += [(here[0], ""), *_followed(module, source)]
+        waiting += [(here[0], ""), *_followed(module, source, homes)]
     return {".".join(key): code[key] for key in sorted(code)}
 
 
@@ -133,7 +133,7 @@ def _imports(statement: ast.Import | ast.ImportFrom, package: str) -> dict[str, 
     return {alias.asname or alias.name: (module, alias.name) for alias in statement.names}
 
 
-def _followed(module: Parsed, source: Source) -> Iterator[Definition]:
+def _followed(module: Parsed, source: Source, homes: frozenset[str]) -> Iterator[Definition]:
     """What the names in a definition stand for."""
     imports = module.imports | source.imports
     for name in source.names:
@@ -142,6 +142,8 @@ def _followed(module: Parsed, source: Source) -> Iterator[Definition]:
             yield module.name, first
             continue
         target, found = imports[first]
+        if not _belongs(target, homes):  # to look into another package would import it
+            continue
         inner = target if found == "*" else f"{target}.{found}"
         if found != "*" and _parsed(inner) is None:
             yield target, found
@@ -161,13 +163,12 @@ def _module_name(root: Root) -> str:
     return root.__name__ if isinstance(root, ModuleType) else root.__module__
 
 
-def _belongs(module: Parsed, homes: set[str]) -> bool:
+def _belongs(name: str, homes: frozenset[str]) -> bool:
     """Whether a module is of this project, or of the package or beside the file of one of the roots."""
-    package = module.name.partition(".")[0]
-    if package in {home.partition(".")[0] for home in homes}:
+    if name.partition(".")[0] in {home.partition(".")[0] for home in homes}:
         return True
     files = {found.file.parent for home in homes if "." not in home and (found := _parsed(home)) is not None}
-    return "." not in module.name and module.file.parent in files
+    return "." not in name and bool(files) and (found := _parsed(name)) is not None and found.file.parent in files
 
 
 class _Plain(ast.NodeTransformer):

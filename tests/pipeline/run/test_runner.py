@@ -106,6 +106,7 @@ def test_the_plan_is_what_a_run_gives(build: Path, tmp_path: Path) -> None:
         assert plan.onnx_bytes == pytest.approx(data, rel=0.005)
         assert plan.hand_off_bytes["mnn-llm"] == pytest.approx(weights + table, rel=0.005)
         assert all(one.cached for one in plan.weights)
+        assert list(plan.steps) == [step["name"] for step in found["steps"]]
         assert len(plan_tables(plan)) == 2
         fresh = make_plan(plan.recipe, tmp_path, None)
         assert 0 < plan.seconds < fresh.seconds, "what is known takes less time ..."
