@@ -27,6 +27,10 @@ class PoolTokens(Pass):
     def changes_outputs(self) -> bool:
         return True
 
+    @property
+    def keeps_shapes(self) -> bool:
+        return True  # of weights; a plan has no tokens to pool
+
     def apply(self, graph: gs.Graph) -> Outcome:
         hidden = next((t for t in graph.outputs if t.name == "last_hidden_state"), None)
         if hidden is None:

@@ -156,7 +156,7 @@ class writing:  # noqa: N801  (reads as a statement: `with writing(folder):`)
 
 
 def sync(path: Path) -> None:
-    """fsync a file or a folder."""
+    """Let the disk have a file or a folder (fsync)."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
