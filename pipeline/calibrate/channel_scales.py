@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -97,7 +96,7 @@ def _search_all(activations: PairedActivations, missing: list[Search], store: St
     return entries
 
 
-def _write_values(x: npt.NDArray[np.float32], search: Search, folder: Path) -> dict[str, Any]:
+def _write_values(x: npt.NDArray[np.float32], search: Search, folder: Path) -> dict[str, object]:
     weights = [product.weight for product in search.products]
     np.save(folder / VALUES, search_scale(x, weights, search.scale))
     return {}

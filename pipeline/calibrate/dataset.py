@@ -1,4 +1,4 @@
-"""Where calibration windows come from: docstrings that every CPython carries, a file, or the float model itself."""
+"""Options of `calibrate:` -> windows of tokens: of docstrings that every CPython carries, a file, or the float model itself."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sysconfig
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from lowbit.pipeline.checkpoint.huggingface import Checkpoint
 from lowbit.pipeline.checkpoint.tokenizer import document_end, known_ids, load_tokenizer
@@ -17,13 +18,13 @@ from lowbit.pipeline.store.digests import digest, versions
 from lowbit.pipeline.store.source_digest import source_digest
 from lowbit.pipeline.store.store import Store
 
+Windows = npt.NDArray[np.int64]
+"""Token ids, [windows, tokens]."""
 SHORTEST = 200
 """Characters of the shortest docstring that is worth reading."""
 
 
-def calibration_windows(
-    options: Calibrate, folder: Path, checkpoint: Checkpoint, model_digest: str, store: Store
-) -> np.ndarray:
+def calibration_windows(options: Calibrate, folder: Path, checkpoint: Checkpoint, model_digest: str, store: Store) -> Windows:
     """The tokens to calibrate on, int64 [windows, window].
 
     Args:
@@ -70,7 +71,7 @@ def docstrings() -> list[str]:
 
     The topics that `validate` reads by default are data of `pydoc_data`, no docstrings: the two never overlap.
     """
-    found = []
+    docs = []
     for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
         try:
             tree = ast.parse(path.read_text("utf-8"))
@@ -78,11 +79,11 @@ def docstrings() -> list[str]:
             continue
         kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
         texts = [ast.get_docstring(node) or "" for node in ast.walk(tree) if isinstance(node, kinds)]
-        found += [text for text in texts if len(text) >= SHORTEST]
-    return found
+        docs += [text for text in texts if len(text) >= SHORTEST]
+    return docs
 
 
-def _generated(options: Calibrate, folder: Path, checkpoint: Checkpoint, model_digest: str, store: Store) -> np.ndarray:
+def _generated(options: Calibrate, folder: Path, checkpoint: Checkpoint, model_digest: str, store: Store) -> Windows:
     """What the float model writes after the prompts; written once, then recalled."""
     path = Path(__file__).with_name("prompts.txt") if options.prompts is None else folder / options.prompts
     prompts = [part.strip("\n") for part in read_text(path, "prompts").split("\n---\n")]
@@ -92,7 +93,7 @@ def _generated(options: Calibrate, folder: Path, checkpoint: Checkpoint, model_d
     )  # fmt: skip
     entry = store.get(key)
     if entry is None:
-        from lowbit.pipeline.calibrate.generate import generate
+        from lowbit.pipeline.calibrate.generate import generate  # torch, which nothing else here needs
 
         def write(to: Path) -> dict[str, object]:
             np.save(to / "windows.npy", generate(checkpoint, prompts, options.windows, options.window, options.seed))

@@ -11,6 +11,7 @@ import warnings
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from lowbit.passes.quant.parallel import in_order
 from lowbit.pipeline.checkpoint.chat_template import chat_template, render
@@ -23,7 +24,7 @@ TOGETHER = 32
 """Texts that are written at once, each batch on one core: so the text does not depend on how many there are."""
 
 
-def generate(checkpoint: Checkpoint, prompts: list[str], windows: int, window: int, seed: int) -> np.ndarray:
+def generate(checkpoint: Checkpoint, prompts: list[str], windows: int, window: int, seed: int) -> npt.NDArray[np.int64]:
     """Sample at temperature 1 from the float model, in torch; int64 [windows, window].
 
     Each text is a prompt (in the checkpoint's chat template, if it has one) and what follows, to the end or until it has
@@ -33,19 +34,21 @@ def generate(checkpoint: Checkpoint, prompts: list[str], windows: int, window: i
 
     model, begins = _load(checkpoint), _begins(checkpoint, prompts, window)
     ends = set(stop_ids(checkpoint))
-    turns = itertools.count(0, TOGETHER)
-    batches = ((start, [begins[(start + i) % len(begins)] for i in range(TOGETHER)]) for start in turns)
+
+    def write(start: int) -> list[list[int]]:
+        batch = [begins[(start + i) % len(begins)] for i in range(TOGETHER)]
+        return _write(model, batch, ends, window, seed + start)
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        written: list[int] = []
-        for texts in in_order(lambda batch: _write(model, batch[1], ends, window, seed + batch[0]), batches):
-            written += itertools.chain.from_iterable(texts)
-            if len(written) >= windows * window:
-                return np.array(written[: windows * window], np.int64).reshape(windows, window)
+        ids: list[int] = []
+        batches = in_order(write, itertools.count(0, TOGETHER))
+        while len(ids) < windows * window:
+            ids += itertools.chain.from_iterable(next(batches))
     finally:
         torch.set_num_threads(threads)
-    raise AssertionError("batches never end")
+    return np.array(ids[: windows * window], np.int64).reshape(windows, window)
 
 
 def _load(checkpoint: Checkpoint) -> Any:
@@ -104,6 +107,6 @@ def _write(model: Any, begins: list[list[int]], ends: set[int], window: int, see
     return texts
 
 
-def _sample(logits: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _sample(logits: npt.NDArray[np.float32], rng: np.random.Generator) -> npt.NDArray[np.int64]:
     """One token for each row of logits [rows, vocabulary], by the Gumbel trick; int64 [rows]."""
     return np.asarray((logits + rng.gumbel(size=logits.shape)).argmax(-1), np.int64)

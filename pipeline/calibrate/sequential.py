@@ -178,5 +178,5 @@ def _opens_layer(partitioned: PartitionedGraph, number: int) -> bool:
 
 
 def _layer(name: str) -> str | None:
-    found = LAYER.search(name)
-    return found.group(1) if found else None
+    layer = LAYER.search(name)
+    return layer.group(1) if layer else None

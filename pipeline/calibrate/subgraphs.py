@@ -127,9 +127,9 @@ def onnxruntime_value(weight: Weight) -> onnxruntime.OrtValue:
 
 def _feed_instead(model: onnx.ModelProto, values: dict[str, onnxruntime.OrtValue]) -> None:
     """Turn initializers whose values are no bytes of a file into inputs."""
-    kept = [tensor for tensor in model.graph.initializer if tensor.name not in values]
+    others = [tensor for tensor in model.graph.initializer if tensor.name not in values]
     for tensor in model.graph.initializer:
         if tensor.name in values:
             model.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
     del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)
+    model.graph.initializer.extend(others)

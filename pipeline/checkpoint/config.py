@@ -1,4 +1,4 @@
-"""config.json as transformers 4 wants it, also where transformers 5 wrote it."""
+"""config.json -> what transformers 4 wants of it, also where transformers 5 wrote it."""
 
 from __future__ import annotations
 
@@ -42,22 +42,22 @@ def translated(config: dict[str, Any], where: Path) -> dict[str, Any]:
     Raises:
         ExportError: they are of a shape that cannot be moved.
     """
-    found = dict(config)
-    if (rope := found.pop("rope_parameters", None)) is None:
-        return found
+    moved = dict(config)
+    if (rope := moved.pop("rope_parameters", None)) is None:
+        return moved
     if not isinstance(rope, dict):
         raise ExportError(f"{where}: rope_parameters is {rope!r}, expected a mapping.")
     if set(rope) == {"full_attention", "sliding_attention"} and config.get("model_type") == "gemma3_text":
         local = rope["sliding_attention"]
         if not isinstance(local, dict) or local.get("rope_type", "default") != "default":
             raise ExportError(f"{where}: the RoPE of sliding layers is {local!r}; transformers 4 knows only the default there.")
-        found["rope_local_base_freq"] = local.get("rope_theta")
+        moved["rope_local_base_freq"] = local.get("rope_theta")
         rope = rope["full_attention"]
     if not isinstance(rope, dict) or not isinstance(rope.get("rope_theta"), int | float):
         raise ExportError(f"{where}: rope_parameters is {rope!r}; expected rope_theta in it, and rope_type with its settings.")
-    found["rope_theta"] = rope["rope_theta"]
+    moved["rope_theta"] = rope["rope_theta"]
     if "partial_rotary_factor" in rope:
-        found["partial_rotary_factor"] = rope["partial_rotary_factor"]
+        moved["partial_rotary_factor"] = rope["partial_rotary_factor"]
     scaling = {name: value for name, value in rope.items() if name not in ("rope_theta", "partial_rotary_factor")}
-    found["rope_scaling"] = scaling if scaling.get("rope_type", "default") != "default" else None
-    return found
+    moved["rope_scaling"] = scaling if scaling.get("rope_type", "default") != "default" else None
+    return moved

@@ -1,4 +1,4 @@
-"""A Hugging Face checkpoint folder, read without trust and without loading a weight."""
+"""A Hugging Face checkpoint folder -> configuration and lazy weights, read without trust and without loading a weight."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import TensorProto
 
@@ -38,7 +39,7 @@ class CheckpointWeight(Weight):
         self.file = file
         self.offset = offset
 
-    def rows(self, start: int, stop: int) -> np.ndarray:
+    def rows(self, start: int, stop: int) -> npt.NDArray:
         row = math.prod(self.shape[1:])
         dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(self.onnx_dtype))
         count = (stop - start) * row
@@ -83,10 +84,10 @@ class Checkpoint:
             CheckpointError: a file is cut short, its header lies, a shard is missing, or all there is
                 is a pickle.
         """
-        found: dict[str, CheckpointWeight] = {}
+        weights: dict[str, CheckpointWeight] = {}
         for file in self._shards():
-            found |= _read_header(file)
-        return found
+            weights |= _read_header(file)
+        return weights
 
     def read_json(self, name: str) -> dict[str, Any]:
         """A JSON object of the folder; {} when the file is absent."""
@@ -140,20 +141,8 @@ def _read_header(file: Path) -> dict[str, CheckpointWeight]:
     """The tensors of one .safetensors file, its header checked against its size."""
     real = _real(file)
     size = real.stat().st_size
-    with real.open("rb") as stream:
-        head = stream.read(8)
-        length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
-        if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
-            raise CheckpointError(f"{file}: not a safetensors file, or cut short ({size} bytes).")
-        try:
-            header = json.loads(stream.read(length))
-        except (ValueError, RecursionError) as error:
-            raise CheckpointError(f"{file}: its header is damaged: {error}") from error
-    if not isinstance(header, dict):
-        raise CheckpointError(f"{file}: its header is not a JSON object.")
-    header.pop("__metadata__", None)
-    found, expected = {}, 0
-    start = 8 + length
+    start, header = _header(file, real, size)
+    weights, expected = {}, 0
     for name, entry in sorted(header.items(), key=lambda item: _begin(file, *item)):
         begin, end = entry["data_offsets"]
         shape, kind = entry.get("shape"), entry.get("dtype")
@@ -172,10 +161,27 @@ def _read_header(file: Path) -> dict[str, CheckpointWeight]:
         weight = CheckpointWeight(name, real, start + begin, tuple(shape), FLOAT_TYPES[kind])
         if weight.nbytes != end - begin:
             raise CheckpointError(f"{file}: '{name}' has {end - begin} bytes, its shape {shape} needs {weight.nbytes}.")
-        found[name] = weight
+        weights[name] = weight
     if start + expected != size:
         raise CheckpointError(f"{file}: {size - start - expected} bytes follow the last tensor; the file is damaged.")
-    return found
+    return weights
+
+
+def _header(file: Path, real: Path, size: int) -> tuple[int, dict[str, Any]]:
+    """Where a file's data begin, and its header: what is said of each tensor, by name."""
+    with real.open("rb") as stream:
+        head = stream.read(8)
+        length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
+        if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
+            raise CheckpointError(f"{file}: not a safetensors file, or cut short ({size} bytes).")
+        try:
+            header = json.loads(stream.read(length))
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(f"{file}: its header is damaged: {error}") from error
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{file}: its header is not a JSON object.")
+    header.pop("__metadata__", None)
+    return 8 + length, header
 
 
 def _real(file: Path) -> Path:
@@ -186,7 +192,7 @@ def _real(file: Path) -> Path:
     """
     real, folder = file.resolve(), file.parent.resolve()
     allowed = [folder, folder.parent.parent / "blobs"]  # models--x/snapshots/<commit>/file -> models--x/blobs/<hash>
-    if file.is_symlink() and not any(real.is_relative_to(one) for one in allowed):
+    if file.is_symlink() and not any(real.is_relative_to(parent) for parent in allowed):
         raise CheckpointError(f"{file}: is a link to {real}, outside the checkpoint. Put the file itself there.")
     return real
 

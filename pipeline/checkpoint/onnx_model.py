@@ -1,4 +1,4 @@
-"""An ONNX file of one's own in place of a checkpoint: no export, no torch."""
+"""An ONNX file of one's own -> a checkpoint: no export, no torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import numpy.typing as npt
 import onnx
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
@@ -26,7 +26,7 @@ SMALL_BYTES = 1024
 class InlineWeight(ArrayWeight):
     """A weight that an ONNX file holds inside itself; those files have 2 GB at most."""
 
-    def __init__(self, array: np.ndarray, file: Path) -> None:
+    def __init__(self, array: npt.NDArray, file: Path) -> None:
         super().__init__(array)
         self.file = file
 
@@ -84,7 +84,7 @@ class OnnxModel(Checkpoint):
         for tensor in model.graph.initializer:
             if any(size < 0 for size in tensor.dims) or math.prod(tensor.dims) > LARGEST:
                 raise CheckpointError(f"{self.file}: not a valid ONNX model: '{tensor.name}' has {list(tensor.dims)} elements.")
-        version = next((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), OPSET)
+        version = next((opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx")), OPSET)
         if version >= OPSET:
             return model
         try:

@@ -25,12 +25,12 @@ def bind(graph: gs.Graph, checkpoint: Checkpoint) -> None:
     Raises:
         ExportError: a weight is missing, or its shape is not the one that the config describes.
     """
-    kept, missing = [], []
+    inputs, missing = [], []
     wanted = [tensor for tensor in graph.inputs if _is_weight(tensor)]
     prefix = _common_prefix({t.name for t in wanted}, set(checkpoint.weights))
     for tensor in graph.inputs:
         if not _is_weight(tensor):
-            kept.append(tensor)
+            inputs.append(tensor)
             continue
         weight = checkpoint.weights.get(prefix + tensor.name) or _tied(tensor.name, checkpoint)
         if weight is None:
@@ -48,7 +48,7 @@ def bind(graph: gs.Graph, checkpoint: Checkpoint) -> None:
             + (f" (and {len(missing) - 1} more)" if len(missing) > 1 else "")
             + ", which config.json requires. A shard is missing, or the checkpoint is of another architecture."
         )
-    graph.inputs = kept
+    graph.inputs = inputs
 
 
 def _is_weight(tensor: gs.Tensor) -> bool:
@@ -74,7 +74,7 @@ def _tied(name: str, checkpoint: Checkpoint) -> CheckpointWeight | None:
 def _replace(graph: gs.Graph, tensor: gs.Variable, weight: CheckpointWeight) -> None:
     wide = widened(graph, tensor.name, weight)
     for node in list(tensor.outputs):
-        node.inputs = [wide if one is tensor else one for one in node.inputs]
+        node.inputs = [wide if given is tensor else given for given in node.inputs]
 
 
 def load_graph(path: Path, checkpoint: Checkpoint) -> gs.Graph:

@@ -1,4 +1,4 @@
-"""What can be exported, and the refusal of everything else before anything heavy is loaded."""
+"""A configuration -> whether its model can be exported; everything else is refused before anything heavy is loaded."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def check_layers(checkpoint: Checkpoint) -> None:
     Raises:
         ExportError, CheckpointError: the two files belong to different models, or the weights are damaged.
     """
-    layers = {int(found.group(1)) for name in checkpoint.weights if (found := LAYER.search(name))}
+    layers = {int(layer.group(1)) for name in checkpoint.weights if (layer := LAYER.search(name))}
     described = checkpoint.config.get("num_hidden_layers")
     if layers and described is not None and described > len(layers):
         where = checkpoint.folder / "config.json"

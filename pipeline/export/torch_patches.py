@@ -1,7 +1,7 @@
 """optimum's exporter without weights: the few patches that let it trace a model of the meta device.
 
 Each is here because the export fails without it (torch 2.13.0, optimum-onnx 0.1.0); the test
-`tests/pipeline/test_weightless.py` fails loudly when either library changes beneath them.
+`tests/pipeline/export/test_torch_patches.py` fails loudly when either library changes beneath them.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def dense_experts() -> Iterator[None]:
 
 
 def _dense(self: Any, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """transformers' forward without its loop: hidden_states [batch, tokens, hidden] -> the same shape, router logits."""
+    """Transformers' forward without its loop: hidden_states [batch, tokens, hidden] -> the same shape, router logits."""
     rows = hidden_states.reshape(-1, hidden_states.shape[-1])
     logits = self.gate(rows)
     weights = torch.softmax(logits, dim=-1, dtype=torch.float32)

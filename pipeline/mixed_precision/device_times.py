@@ -1,4 +1,4 @@
-"""`target:` how long a product takes at each width on a device, by a table that comes along or that `lowbit measure` made."""
+"""A device's name -> how long a product takes there at each width: a table that comes along or that `lowbit measure` made."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ class DeviceTimes(Options):
         Raises:
             PipelineError: one was not measured.
         """
-        if missing := [one for one in (*bits, 4) if one not in self.microseconds]:
+        if missing := [width for width in (*bits, 4) if width not in self.microseconds]:
             known = ", ".join(map(str, sorted(self.microseconds)))
             raise PipelineError(
                 f"{self.device}: nobody measured {missing[0]} bits there, only {known}. Leave {missing[0]} out of bits, or "
                 "measure them with `lowbit measure`."
             )
-        return {one: self.microseconds[one] / self.microseconds[4] for one in bits}
+        return {width: self.microseconds[width] / self.microseconds[4] for width in bits}
 
 
 def device_times(name: str, folder: Path) -> DeviceTimes:
@@ -52,7 +52,7 @@ def device_times(name: str, folder: Path) -> DeviceTimes:
     """
     path = folder / name if name.endswith((".yaml", ".yml")) else folder / "targets" / f"{name}.yaml"
     if not path.is_file():
-        known = sorted(one.stem for one in (folder / "targets").glob("*.yaml"))
+        known = sorted(file.stem for file in (folder / "targets").glob("*.yaml"))
         raise PipelineError(
             f"{path}: no such table of times. {did_you_mean(name, known) if known else 'Make one: lowbit measure.'}"
         )

@@ -64,15 +64,21 @@ class SensitivityMetric(ABC):
         return {(name, form): float(entry.facts["sensitivity"]) for name, form, entry in entries if entry is not None}
 
     def measure(self, forms: list[BlockFormat], progress: Progress) -> Sensitivities:
-        """The sensitivity of every weight in every form; what was measured before is recalled."""
-        keys = {(layer.name, form): self._key(layer, form) for layer in self.layers for form in forms}
-        missing = [(layer, form) for layer in self.layers for form in forms if self.store.get(keys[layer.name, form]) is None]
+        """The sensitivity of every weight in every form; what was measured before is recalled.
+
+        Args:
+            progress: gets the share of what is missing that is done.
+        """
+        choices = [(layer, form) for layer in self.layers for form in forms]
+        keys = {(layer.name, form): self._key(layer, form) for layer, form in choices}
+        entries = {choice: self.store.get(key) for choice, key in keys.items()}
+        values = {choice: float(entry.facts["sensitivity"]) for choice, entry in entries.items() if entry is not None}
+        missing = [(layer, form) for layer, form in choices if (layer.name, form) not in values]
         for done, (layer, form, value) in enumerate(self.run(missing) if missing else (), 1):
             self.store.put(keys[layer.name, form], lambda _, value=value: {"sensitivity": value})  # type: ignore[misc]
+            values[layer.name, form] = value
             progress(done / len(missing))
-        found = self.known(forms)
-        assert found is not None
-        return found
+        return {choice: values[choice] for choice in keys}
 
     def _key(self, layer: Layer, form: BlockFormat) -> str:
         weight = QuantizedWeight(layer.name, layer.weight, form, self.method)

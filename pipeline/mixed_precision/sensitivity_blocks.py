@@ -31,7 +31,8 @@ from lowbit.pipeline.validate.reference import scaled_logits
 HEAD = "lm_head"
 Measured = Iterator[tuple[Layer, BlockFormat, float]]
 Floats = npt.NDArray[np.float32]
-Score = Callable[[Floats, slice, Floats], npt.NDArray[np.float64]]
+Scores = npt.NDArray[np.float64]
+Score = Callable[[Floats, slice, Floats], Scores]
 """Of some rows of a weight: `x (W' - W)^T`, which rows these are, and W."""
 
 
@@ -162,14 +163,14 @@ class BlockwiseMetric(SensitivityMetric):
         with torch.no_grad():
             return self.decoder.norm()(hidden).reshape(-1, hidden.shape[-1]).numpy()
 
-    def score(self, name: str, x: Floats, score: Score) -> Iterator[tuple[BlockFormat, npt.NDArray[np.float64]]]:
+    def score(self, name: str, x: Floats, score: Score) -> Iterator[tuple[BlockFormat, Scores]]:
         """For each form that is asked for the sum of `score` over the rows of a layer's weight."""
         for form in self.forms[name]:
             with threadpool_limits(1, "blas"):
                 total = sum(in_order(partial(self._score_rows, form, x, score), self.by_name[name].weight.chunks()))
             yield form, np.asarray(total)
 
-    def _score_rows(self, form: BlockFormat, x: Floats, score: Score, chunk: tuple[int, np.ndarray]) -> npt.NDArray[np.float64]:
+    def _score_rows(self, form: BlockFormat, x: Floats, score: Score, chunk: tuple[int, npt.NDArray]) -> Scores:
         start, rows = chunk
         exact = rows.astype(np.float32)
         away = self.method.quantize(rows, form).dequantize(rows.shape[1]) - exact

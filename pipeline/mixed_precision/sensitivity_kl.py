@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from lowbit.passes.quant.format import BlockFormat
@@ -26,13 +27,14 @@ class OutputDivergence(SensitivityMetric):
     """
 
     def __init__(
-        self, graph: gs.Graph, layers: list[Layer], method: Method, windows: np.ndarray, model: str, store: Store
+        self, graph: gs.Graph, layers: list[Layer], method: Method, windows: npt.NDArray[np.int64], model: str, store: Store
     ) -> None:
         super().__init__(layers, method, digest(model, windows.tolist(), versions(("onnxruntime",))), store)
         self.graph, self.windows = graph, windows
 
     def run(self, choices: list[Choice]) -> Iterator[tuple[Layer, BlockFormat, float]]:
-        weights: dict[str, np.ndarray] = {}
+        """The sensitivity of each choice, in the order given."""
+        weights: dict[str, npt.NDArray[np.float32]] = {}
         for layer in self.layers:
             n, k = layer.weight.shape
             probe = gs.Variable(f"{layer.name}.probe", np.float32, [k, n])
@@ -49,6 +51,6 @@ class OutputDivergence(SensitivityMetric):
             logits = session.run(["logits"], feeds | {f"{layer.name}.probe": np.ascontiguousarray(changed.T)})[0]
             yield layer, form, self._divergence(expected, logits)
 
-    def _divergence(self, expected: np.ndarray, logits: np.ndarray) -> float:
+    def _divergence(self, expected: npt.NDArray[np.float32], logits: npt.NDArray[np.float32]) -> float:
         flat = [np.ascontiguousarray(rows[:, :-1]).reshape(-1, rows.shape[-1]) for rows in (expected, logits)]
         return float(score_tokens(*flat, self.windows[:, 1:].reshape(-1))[:, 2].mean())

@@ -1,4 +1,4 @@
-"""The quantized weights of a finished model.onnx, read back from the file itself."""
+"""A finished model.onnx -> its quantized weights, read back from the file itself."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import TensorProto
 
@@ -31,7 +32,7 @@ class Region:
     def row_bytes(self) -> int:
         return math.prod(self.shape[1:]) * self.dtype.itemsize
 
-    def rows(self, start: int, stop: int) -> np.ndarray:
+    def rows(self, start: int, stop: int) -> npt.NDArray:
         """Rows `start:stop`, [stop - start, *shape[1:]]."""
         count = (stop - start) * math.prod(self.shape[1:])
         data = np.fromfile(self.file, self.dtype, count, offset=self.offset + start * self.row_bytes)
@@ -46,7 +47,7 @@ class StoredLayer:
 
     Attributes:
         name: the layer, as in the checkpoint.
-        codes: uint8, layout by `bits` (passes/_pack.py).
+        codes: uint8, layout by `bits` (passes/quant/pack.py).
         scales: float16 or float32 [n, blocks].
         zero_points: packed uint8 [n, bytes], or None where every zero point is 2^(bits-1) or follows from its offset.
         offsets: float16 or float32 [n, blocks] where zero points are floats: 2^(bits-1) - offset / scale.
@@ -81,11 +82,11 @@ class StoredLayer:
     def symmetric(self) -> bool:
         return self.zero_points is None and self.offsets is None
 
-    def scale_rows(self, start: int, stop: int) -> np.ndarray:
+    def scale_rows(self, start: int, stop: int) -> npt.NDArray[np.float32]:
         """Scales of rows `start:stop`, float32 [stop - start, blocks]."""
         return self.scales.rows(start, stop).astype(np.float32)
 
-    def zero_point_rows(self, start: int, stop: int) -> np.ndarray:
+    def zero_point_rows(self, start: int, stop: int) -> npt.NDArray:
         """Zero points of rows `start:stop`, uint8 or float32 [stop - start, blocks]."""
         if self.offsets is not None:
             steps = self.offsets.rows(start, stop).astype(np.float32) / self.scale_rows(start, stop)
@@ -148,7 +149,7 @@ def _offsets_behind(
     if middle is None or ratio is None or ratio.op_type != "Div" or _widened(ratio.input[1], makers) != scales:
         return None
     codes = {bits, 3} if bits == 4 else {bits}  # nibbles may hold three-bit codes
-    same = onnx.numpy_helper.to_array(middle).tolist() in {1 << (one - 1) for one in codes}
+    same = onnx.numpy_helper.to_array(middle).tolist() in {1 << (width - 1) for width in codes}
     return _widened(ratio.input[0], makers) if same else None
 
 

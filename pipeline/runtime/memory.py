@@ -1,4 +1,4 @@
-"""Memory that a model needs, and giving it back."""
+"""A checkpoint -> the memory that its weights need in float, and whether there is so much; and giving memory back."""
 
 from __future__ import annotations
 

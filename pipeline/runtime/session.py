@@ -1,4 +1,4 @@
-"""onnxruntime sessions over files of weights, and what a decoder of optimum's wants to be fed."""
+"""A model and files of weights -> an onnxruntime session; token ids -> what a decoder of optimum's wants to be fed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnx_graphsurgeon as gs
 import onnxruntime
@@ -14,6 +15,7 @@ from lowbit.passes.graph.quantized_ops import DOMAIN, MICROSOFT
 from lowbit.passes.quant.weights import ArrayWeight, weight_of
 from lowbit.pipeline.checkpoint.huggingface import CheckpointWeight
 from lowbit.pipeline.errors import PipelineError
+from lowbit.pipeline.runtime.partition import Feeds
 
 
 def open_session(
@@ -89,31 +91,29 @@ def open_reference(graph: gs.Graph) -> onnxruntime.InferenceSession:
 def input_shapes(model: onnxruntime.InferenceSession | gs.Graph) -> dict[str, list[int | str]]:
     """Names and shapes of a model's inputs."""
     inputs = model.inputs if isinstance(model, gs.Graph) else model.get_inputs()
-    return {one.name: list(one.shape) for one in inputs}
+    return {tensor.name: list(tensor.shape) for tensor in inputs}
 
 
 def decoder_feeds(
-    model: onnxruntime.InferenceSession | gs.Graph, ids: np.ndarray, past: dict[str, np.ndarray] | None = None
-) -> dict[str, np.ndarray]:
+    model: onnxruntime.InferenceSession | gs.Graph, ids: npt.NDArray[np.int64], past: Feeds | None = None
+) -> Feeds:
     """Inputs for token ids int64 [batch, tokens] after `past` (default: nothing), without padding."""
     shapes = input_shapes(model)
     batch, count = ids.shape
-    feeds: dict[str, np.ndarray] = dict(past or {})
+    feeds: Feeds = dict(past or {})
     for name, shape in shapes.items():
         if name.startswith("past_key_values.") and name not in feeds:
             feeds[name] = np.zeros((batch, int(shape[1]), 0, int(shape[3])), np.float32)
-    seen = next((v.shape[2] for k, v in feeds.items() if k.startswith("past_key_values.")), 0)
+    before = next((v.shape[2] for k, v in feeds.items() if k.startswith("past_key_values.")), 0)
     feeds["input_ids"] = ids.astype(np.int64)
-    feeds["attention_mask"] = np.ones((batch, seen + count), np.int64)
-    feeds["position_ids"] = np.tile(np.arange(seen, seen + count), (batch, 1))
+    feeds["attention_mask"] = np.ones((batch, before + count), np.int64)
+    feeds["position_ids"] = np.tile(np.arange(before, before + count), (batch, 1))
     return {name: value for name, value in feeds.items() if name in shapes}
 
 
-def decode(
-    session: onnxruntime.InferenceSession, ids: list[int], past: dict[str, np.ndarray] | None
-) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def decode(session: onnxruntime.InferenceSession, ids: list[int], past: Feeds | None) -> tuple[npt.NDArray[np.float32], Feeds]:
     """Read some more tokens after `past`: logits float32 [vocabulary] after the last, and the new past."""
-    names = [one.name for one in session.get_outputs()]
-    found = dict(zip(names, session.run(None, decoder_feeds(session, np.array([ids]), past)), strict=True))
-    past = {name.replace("present.", "past_key_values."): v for name, v in found.items() if name.startswith("present.")}
-    return found["logits"][0, -1], past
+    names = [tensor.name for tensor in session.get_outputs()]
+    outputs = dict(zip(names, session.run(None, decoder_feeds(session, np.array([ids]), past)), strict=True))
+    past = {name.replace("present.", "past_key_values."): v for name, v in outputs.items() if name.startswith("present.")}
+    return outputs["logits"][0, -1], past

@@ -1,4 +1,4 @@
-"""A decoder in torch, by transformers' own classes, its blocks filled one at a time from lazy weights."""
+"""Lazy weights -> a decoder in torch, by transformers' own classes, its blocks filled one at a time."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ class TorchDecoder:
         """Hidden states of ids [windows, tokens] before the first block, float32 [windows, tokens, hidden]."""
         table = self.parameters["model.embed_tokens.weight"]
         rows = {i: table.rows(i, i + 1)[0].astype(np.float32) for i in torch.unique(ids).tolist()}
-        found = torch.from_numpy(np.stack([rows[i] for i in ids.reshape(-1).tolist()])).reshape(*ids.shape, -1)
-        return found * self._embedding_scale()
+        states = torch.from_numpy(np.stack([rows[i] for i in ids.reshape(-1).tolist()])).reshape(*ids.shape, -1)
+        return states * self._embedding_scale()
 
     def _embedding_scale(self) -> float:
         """What a model multiplies its embeddings by before the first block: Granite's says so, Gemma's is known."""
@@ -75,8 +75,8 @@ class TorchDecoder:
         """A block on hidden states [windows, tokens, hidden], each window from scratch."""
         positions = torch.arange(x.shape[1])[None]
         tables = self.skeleton.model.rotary_emb(x, positions)
-        found = block(x, attention_mask=None, position_ids=positions, position_embeddings=tables)
-        return found[0] if isinstance(found, tuple) else found
+        output = block(x, attention_mask=None, position_ids=positions, position_embeddings=tables)
+        return output[0] if isinstance(output, tuple) else output
 
     def _fill(self, module: Any, prefix: str) -> Any:
         for name, _ in list(module.named_parameters(remove_duplicate=False)):
