@@ -34,7 +34,7 @@ def train(
     optimizer = _optimizer(list(layers), options)
     signs = options.optimizer != "adam"
     steps = epochs * -(-windows // options.batch)
-    rate = _falling_rate if signs else _warm_rate
+    rate = falling_rate if signs else warm_rate
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step / steps))
     for step, batch in enumerate(_batches(windows, epochs, options), 1):
         optimizer.zero_grad()
@@ -69,11 +69,11 @@ def _keep_signs(optimizer: torch.optim.Optimizer) -> None:
                 parameter.grad.sign_()
 
 
-def _warm_rate(done: float) -> float:
-    """Rises from nothing, then falls as a cosine."""
+def warm_rate(done: float) -> float:
+    """Adam's learning rate, of its highest, when a share of the steps is done: it rises, then falls as a cosine."""
     return done / WARM_UP if done < WARM_UP else LAST + (1 - LAST) * (1 + math.cos(math.pi * done)) / 2
 
 
-def _falling_rate(done: float) -> float:
-    """Falls to nothing as a line."""
+def falling_rate(done: float) -> float:
+    """The learning rate of signs, of its highest, when a share of the steps is done: it falls to nothing as a line."""
     return 1 - done

@@ -20,7 +20,8 @@ from lowbit.passes.quant.quantized_weight import QuantizedWeight
 from lowbit.passes.quant.weights import ArrayWeight
 from lowbit.passes.registry import find_pass
 from lowbit.pipeline.calibrate.fake_quant_linear import TrainedLinear
-from lowbit.pipeline.calibrate.finetune import _rate, finetune
+from lowbit.pipeline.calibrate.finetune import finetune
+from lowbit.pipeline.calibrate.training import warm_rate
 from lowbit.pipeline.errors import PipelineError, RecipeError
 from lowbit.pipeline.onnx_io.entry import entry_of
 from lowbit.pipeline.recipe.load import load_recipe
@@ -178,7 +179,7 @@ def test_mistakes(exported: Exported, tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_the_learning_rate_rises_and_falls() -> None:
-    rates = [_rate(i / 100) for i in range(101)]
+    rates = [warm_rate(i / 100) for i in range(101)]
     assert max(rates) <= 1
     assert rates[0] == 0
     assert rates[-1] == pytest.approx(0.05)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from lowbit.pipeline.calibrate.generate import generate
 from lowbit.pipeline.calibrate.sequential import calibrate
 from lowbit.pipeline.calibrate.subgraphs import PartitionedGraph
 from lowbit.pipeline.checkpoint.huggingface import Checkpoint, open_checkpoint
+from lowbit.pipeline.checkpoint.tokenizer import load_tokenizer
 from lowbit.pipeline.errors import PipelineError, RecipeError
 from lowbit.pipeline.recipe.load import load_recipe
 from lowbit.pipeline.recipe.sections import Calibrate
@@ -31,6 +33,7 @@ from lowbit.pipeline.runtime.session import decoder_feeds, open_reference, weigh
 from lowbit.pipeline.store.store import Store
 from lowbit.pipeline.store.weight_keys import SourceDigests
 from tests.conftest import PYDOCS, Exported
+from tests.pipeline.chat_templates import TEMPLATES
 from tests.tiny import recipe_text
 
 ROOT = Path(__file__).parents[3]
@@ -184,8 +187,8 @@ def test_errors_of_earlier_layers_are_made_up_for(tmp_path: Path, in_process: No
 GENERATE = """
 import sys
 from pathlib import Path
-from pipeline.checkpoint import open_checkpoint
-from pipeline.generate import generate
+from lowbit.pipeline.checkpoint.huggingface import open_checkpoint
+from lowbit.pipeline.calibrate.generate import generate
 model = Path(sys.argv[1])
 print(generate(open_checkpoint(model, "m"), ["def f(x):", "", "The module"], 9, 32, 5).tolist())
 """
@@ -208,6 +211,20 @@ def test_generated_text_is_the_models_own() -> None:
     again = generate(checkpoint, ["The following example"], 4, 64, 1)
     assert (ids[0, :3] == again[0, :3]).all(), "the same prompt ..."
     assert (ids != again).any(), "... another seed"
+
+
+def test_prompts_begin_as_every_other_conversation(tmp_path: Path) -> None:
+    """By the template that chats and engines use, here one of several that have names."""
+    shutil.copytree(PYDOCS.with_name("llama-reasoner"), tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    templates = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": TEMPLATES["chatml"]}]
+    path.write_text(json.dumps(config | {"chat_template": templates}))
+    checkpoint = open_checkpoint(tmp_path, "reasoner")
+    ids = generate(checkpoint, ["1+2"], 1, 128, 0)
+    text = "<|im_start|>user\n1+2<|im_end|>\n<|im_start|>assistant\n"
+    expected = load_tokenizer(checkpoint).encode(text, add_special_tokens=False).ids
+    assert ids[0, : len(expected)].tolist() == expected
 
 
 def test_library_text_is_never_what_validation_reads(tmp_path: Path, tiny: Callable[..., Path]) -> None:

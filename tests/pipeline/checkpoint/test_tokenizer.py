@@ -1,0 +1,44 @@
+"""Ids that end, divide and begin texts, from whichever file says so."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lowbit.pipeline.checkpoint.huggingface import Checkpoint
+from lowbit.pipeline.checkpoint.tokenizer import begin_id, document_end, stop_ids
+
+
+def checkpoint(folder: Path, **files: Any) -> Checkpoint:
+    for name, content in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    return Checkpoint(folder, "x")
+
+
+def test_every_file_may_name_an_end(tmp_path: Path) -> None:
+    assert stop_ids(checkpoint(tmp_path)) == []
+    assert stop_ids(checkpoint(tmp_path, config={"eos_token_id": 2})) == [2]
+    assert stop_ids(checkpoint(tmp_path, generation_config={"eos_token_id": [7, 5]})) == [2, 5, 7]
+    assert stop_ids(checkpoint(tmp_path, generation_config={"eos_token_id": 0})) == [0, 2], "0 is an id as any other"
+    tokens = {"model": {"vocab": {"<a>": 3}}, "added_tokens": [{"id": 9, "content": "<b>"}]}
+    named = {"eos_token": {"content": "<b>"}}
+    assert stop_ids(checkpoint(tmp_path, tokenizer=tokens, tokenizer_config=named)) == [0, 2, 9]
+    assert stop_ids(checkpoint(tmp_path, tokenizer_config={"eos_token": "<a>"})) == [0, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("config", "between", "first"),
+    [
+        ({}, [], 0),
+        ({"eos_token_id": 2}, [2], 2),
+        ({"bos_token_id": 1, "eos_token_id": 2}, [2], 1),
+        ({"bos_token_id": None, "eos_token_id": [4, 2]}, [], 4),
+    ],
+)
+def test_what_divides_and_begins_texts(tmp_path: Path, config: dict[str, Any], between: list[int], first: int) -> None:
+    found = checkpoint(tmp_path, config=config)
+    assert document_end(found) == between
+    assert begin_id(found) == first
