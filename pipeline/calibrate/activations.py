@@ -10,13 +10,11 @@ from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from onnx import TensorProto
 
 from lowbit.passes.quant.hessian import Hessian, Moments
 from lowbit.passes.quant.parallel import in_order
-from lowbit.passes.quant.weights import Weight
 from lowbit.pipeline.calibrate.subgraphs import PartitionedGraph, Product
-from lowbit.pipeline.onnx_io.reader import StoredLayer, stored_as_entry
+from lowbit.pipeline.onnx_io.stored_layer import StoredLayer, stored_as_entry
 from lowbit.pipeline.runtime.memory import return_memory
 from lowbit.pipeline.runtime.partition import Feeds
 from lowbit.pipeline.runtime.session import decoder_feeds
@@ -25,8 +23,6 @@ from lowbit.pipeline.store.store import Entry
 
 BATCH_TOKENS = 4096
 """Tokens that go through onnxruntime at once."""
-DAMPING = 0.01
-"""Of the second moments, where a layer's weights are corrected for the errors before them."""
 Floats = npt.NDArray[np.float32]
 T = TypeVar("T")
 
@@ -147,32 +143,6 @@ class PairedActivations:
             models[model].setdefault(batch, {})[name] = np.load(entry.file(f"{model}-{batch}-{i}.npy"))
         exact, quantized = ([states[batch] for batch in sorted(states)] for states in models.values())
         return PairedActivations(partitioned, scratch, exact, quantized)
-
-
-class CorrectedWeight(Weight):
-    """W + W D^T X (X^T X)^-1 with D = exact inputs - X: the least-squares weight for the float model's outputs, by rows.
-
-    X are the inputs that the quantized layers before make. Minimizing |(X + D) W^T - X W'^T| is GPTAQ's asymmetric objective
-    (Li et al., arXiv:2504.02692); solved for W' first and then rounded as any weight, it is the first step of
-    Qronos (Zhang et al., arXiv:2505.11695).
-
-    Args:
-        source: W, [N, K].
-        drift: batches of (D, X), as `PairedActivations.drift` gives them.
-        hessian: X^T X over the tokens.
-    """
-
-    def __init__(self, source: Weight, drift: list[tuple[Floats, Floats]], hessian: Hessian) -> None:
-        super().__init__(source.shape, TensorProto.FLOAT)
-        self.source, self.drift, self.hessian = source, drift, hessian
-
-    def rows(self, start: int, stop: int) -> Floats:
-        """Corrected rows `start:stop`, float32 [stop - start, K]."""
-        w = self.source.rows(start, stop).astype(np.float32)
-        pull = np.zeros(w.shape, np.float32)
-        for away, x in self.drift:
-            pull += (away @ w.T).T @ x
-        return w + self.hessian.solve(pull / np.float32(sum(len(x) for _, x in self.drift)), DAMPING)
 
 
 def _rows(tensor: Floats) -> Floats:

@@ -23,7 +23,7 @@ from lowbit.pipeline.calibrate.training import train
 from lowbit.pipeline.checkpoint.huggingface import Checkpoint
 from lowbit.pipeline.errors import PipelineError
 from lowbit.pipeline.onnx_io.entry import write_chunks
-from lowbit.pipeline.onnx_io.reader import stored_as_entry
+from lowbit.pipeline.onnx_io.stored_layer import stored_as_entry
 from lowbit.pipeline.runtime.memory import too_large
 from lowbit.pipeline.runtime.torch_decoder import TorchDecoder
 from lowbit.pipeline.store.digests import digest, versions

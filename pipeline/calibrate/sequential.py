@@ -15,7 +15,8 @@ from threadpoolctl import threadpool_limits
 
 from lowbit.passes.graph.names import LAYER
 from lowbit.passes.quant.quantized_weight import QuantizedWeight
-from lowbit.pipeline.calibrate.activations import CorrectedWeight, PairedActivations
+from lowbit.pipeline.calibrate.activations import PairedActivations
+from lowbit.pipeline.calibrate.corrected_weight import CorrectedWeight
 from lowbit.pipeline.calibrate.subgraphs import PartitionedGraph
 from lowbit.pipeline.onnx_io.entry import write_entry
 from lowbit.pipeline.recipe.sections import Calibrate

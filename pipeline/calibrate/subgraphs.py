@@ -19,7 +19,7 @@ import onnxruntime
 from lowbit.passes.graph.quantized_ops import quantized_matmuls
 from lowbit.passes.quant.quantized_weight import QuantizedWeight
 from lowbit.passes.quant.weights import Weight
-from lowbit.pipeline.checkpoint.huggingface import CheckpointWeight
+from lowbit.pipeline.checkpoint.safetensors_file import CheckpointWeight
 from lowbit.pipeline.runtime.partition import Feeds, ancestors, inputs_of, partition, subgraph_model
 from lowbit.pipeline.runtime.session import open_session
 from lowbit.pipeline.store.digests import digest

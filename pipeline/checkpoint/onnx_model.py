@@ -14,7 +14,8 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from lowbit.passes.quant.weights import ArrayWeight, Weight
-from lowbit.pipeline.checkpoint.huggingface import Checkpoint, CheckpointWeight
+from lowbit.pipeline.checkpoint.huggingface import Checkpoint
+from lowbit.pipeline.checkpoint.safetensors_file import CheckpointWeight
 from lowbit.pipeline.errors import CheckpointError
 
 OPSET = 18

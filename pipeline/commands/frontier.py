@@ -18,8 +18,9 @@ from lowbit.pipeline.checkpoint.resolve import resolve
 from lowbit.pipeline.errors import PipelineError
 from lowbit.pipeline.export.bind import load_graph
 from lowbit.pipeline.mixed_precision.allocate import solve_problem
+from lowbit.pipeline.mixed_precision.budget import BudgetEntry, Forms, budget_entry
 from lowbit.pipeline.mixed_precision.measure import measure_sensitivities
-from lowbit.pipeline.mixed_precision.problem import BudgetEntry, Context, Forms, Problem, budget_entry, build_problem
+from lowbit.pipeline.mixed_precision.problem import Context, Problem, build_problem
 from lowbit.pipeline.mixed_precision.sensitivity import Sensitivities
 from lowbit.pipeline.recipe.edit import put_steps, variant
 from lowbit.pipeline.recipe.recipe import Recipe
@@ -128,7 +129,7 @@ def _measure(recipe: Recipe, entry: BudgetEntry, forms: Forms, file: Path, build
     """The KL divergence of an ordinary run; what it makes is removed, what it measured and quantized is kept in the store."""
 
     def change(content: dict[str, Any]) -> None:
-        put_steps(content, entry.position, entry.build_steps(forms))
+        put_steps(content, entry.position, entry.build_entries(forms))
         content.pop("convert", None)
         limits = ("max_kl_divergence", "max_perplexity_ratio")
         content["validate"] = {k: v for k, v in (content.get("validate") or {}).items() if k not in limits}

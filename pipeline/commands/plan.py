@@ -13,7 +13,8 @@ from lowbit.pipeline.estimate.sizes import Plan, Planned, plan_of
 from lowbit.pipeline.estimate.sketch import sketch
 from lowbit.pipeline.export.support import check_config
 from lowbit.pipeline.mixed_precision.allocate import recall_allocation
-from lowbit.pipeline.mixed_precision.problem import Context, budget_entry
+from lowbit.pipeline.mixed_precision.budget import budget_entry
+from lowbit.pipeline.mixed_precision.problem import Context
 from lowbit.pipeline.recipe.recipe import Recipe
 from lowbit.pipeline.report.bits_map import bits_map
 from lowbit.pipeline.report.units import megabytes

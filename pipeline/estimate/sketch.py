@@ -6,7 +6,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from lowbit.passes.quant.weights import widened
-from lowbit.pipeline.checkpoint.huggingface import Checkpoint, CheckpointWeight
+from lowbit.pipeline.checkpoint.huggingface import Checkpoint
+from lowbit.pipeline.checkpoint.safetensors_file import CheckpointWeight
 
 
 def sketch(checkpoint: Checkpoint) -> gs.Graph:

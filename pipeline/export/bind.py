@@ -9,8 +9,9 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from lowbit.passes.quant.weights import widened
-from lowbit.pipeline.checkpoint.huggingface import Checkpoint, CheckpointWeight
+from lowbit.pipeline.checkpoint.huggingface import Checkpoint
 from lowbit.pipeline.checkpoint.onnx_model import OnnxModel
+from lowbit.pipeline.checkpoint.safetensors_file import CheckpointWeight
 from lowbit.pipeline.errors import ExportError
 
 RUNTIME_INPUTS = re.compile(r"(input_ids|attention_mask|token_type_ids|position_ids|pixel_values|past_key_values\..*)$")

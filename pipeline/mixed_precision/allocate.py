@@ -9,9 +9,10 @@ from typing import TypeVar
 from lowbit.passes.allocate_bits import AllocateBits
 from lowbit.passes.quant.format import BlockFormat
 from lowbit.pipeline.errors import PipelineError
+from lowbit.pipeline.mixed_precision.budget import BudgetEntry, Forms, describe_budget
 from lowbit.pipeline.mixed_precision.device_times import device_times
 from lowbit.pipeline.mixed_precision.measure import measure_sensitivities, recall_sensitivities
-from lowbit.pipeline.mixed_precision.problem import BudgetEntry, Context, Forms, Problem, build_problem, describe_budget
+from lowbit.pipeline.mixed_precision.problem import Context, Problem, build_problem
 from lowbit.pipeline.mixed_precision.sensitivity import Progress, Sensitivities
 from lowbit.pipeline.mixed_precision.solver import Costs, Solution, solve
 from lowbit.pipeline.recipe.edit import with_steps
@@ -77,7 +78,7 @@ def solve_problem(
 
 
 def _resolved(context: Context, entry: BudgetEntry, forms: Forms) -> Recipe:
-    return with_steps(context.recipe, entry.position, entry.build_steps(forms))
+    return with_steps(context.recipe, entry.position, entry.build_entries(forms))
 
 
 def _times(context: Context, problem: Problem) -> dict[tuple[str, BlockFormat], float]:

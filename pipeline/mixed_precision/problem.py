@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import onnx_graphsurgeon as gs
 
@@ -16,12 +14,13 @@ from lowbit.passes.methods.mse import Mse
 from lowbit.passes.quant.format import BlockFormat
 from lowbit.passes.quant.method import Method
 from lowbit.passes.quant.quantized_weight import QuantizedWeight
-from lowbit.passes.quantize_matmul import QuantizeMatmul, find_matmuls
+from lowbit.passes.quantize_matmul import find_matmuls
 from lowbit.pipeline.checkpoint.huggingface import Checkpoint
 from lowbit.pipeline.convert.registry import make_target
 from lowbit.pipeline.convert.sizes import Sizes
 from lowbit.pipeline.errors import PipelineError
 from lowbit.pipeline.estimate.sizes import plan_of
+from lowbit.pipeline.mixed_precision.budget import BudgetEntry, describe_budget
 from lowbit.pipeline.mixed_precision.sensitivity import Layer
 from lowbit.pipeline.recipe.recipe import PassEntry, Recipe
 from lowbit.pipeline.report.units import megabytes
@@ -32,10 +31,6 @@ GRAPH_BYTES = 64 << 10
 """What a graph takes at most, beside what it takes for each quantized layer."""
 MOST_BITS = 9.0
 """More than 8 bits with their scales."""
-SHARED_OPTIONS = ("symmetric", "zero_point", "method", "scale_dtype", "accuracy_level")
-"""What every entry takes over from the one that it was chosen by."""
-Forms = dict[str, BlockFormat]
-"""What each layer gets, by name."""
 
 
 @dataclass(frozen=True)
@@ -58,30 +53,6 @@ class Context:
         """Apply a pass; to a sketch, only if sizes depend on it."""
         if not (self.sketched and step.options.keeps_shapes):
             step.apply(graph)
-
-
-@dataclass(frozen=True)
-class BudgetEntry:
-    """The entry of a recipe that is `allocate_bits`: its number under `passes:`, the entry, and its options."""
-
-    position: int
-    step: PassEntry
-    options: AllocateBits
-
-    def build_steps(self, forms: Forms) -> list[PassEntry]:
-        """The `quantize_matmul` entries that give every layer its form."""
-        names: dict[BlockFormat, list[str]] = defaultdict(list)
-        for name, form in forms.items():
-            names[form].append(name)
-        shared = {option: getattr(self.options, option) for option in SHARED_OPTIONS}
-        return [
-            PassEntry(
-                "quantize_matmul",
-                QuantizeMatmul(bits=form.bits, block_size=form.block_size, include=tuple(names[form]), **shared),  # type: ignore[arg-type]
-                self.step.position,
-            )
-            for form in sorted(names, key=lambda form: (form.bits, form.block_size))
-        ]
 
 
 @dataclass(frozen=True)
@@ -129,32 +100,6 @@ class Problem:
         return sum(max(self.sizes[layer.name, form] for form in self.forms) for layer in self.layers)
 
 
-def budget_entry(recipe: Recipe) -> BudgetEntry | None:
-    """The entry of a recipe that is `allocate_bits`, if there is one.
-
-    Raises:
-        PipelineError: there are several.
-    """
-    entries = [
-        BudgetEntry(position, step, step.options)
-        for position, step in enumerate(recipe.passes)
-        if isinstance(step.options, AllocateBits)
-    ]
-    if len(entries) > 1:
-        raise PipelineError(f"{recipe.file}: allocate_bits is there {len(entries)} times; one budget goes for all weights.")
-    return entries[0] if entries else None
-
-
-def check_budget(asked: Recipe, work: Path) -> None:
-    """Check that the folder that `fit` speaks of, in `work`, is within it: a budget is kept, or the result is not published."""
-    if (entry := budget_entry(asked)) is None or (fit := entry.options.fit_bytes) is None:
-        return
-    folder = work / (asked.convert[0].folder if asked.convert else "onnx")
-    size = sum(file.stat().st_size for file in folder.iterdir())
-    if size > fit:
-        raise RuntimeError(f"{folder.name} has {size} bytes, fit: {entry.options.fit} allows {fit}")
-
-
 def build_problem(context: Context, entry: BudgetEntry) -> Problem:
     """What the budget of an entry leaves to which layers.
 
@@ -188,11 +133,6 @@ def build_problem(context: Context, entry: BudgetEntry) -> Problem:
     return problem
 
 
-def describe_budget(options: AllocateBits) -> str:
-    """The budget as the recipe says it."""
-    return f"fit: {options.fit}" if options.fit else f"bits_per_weight: {options.bits_per_weight:g}"
-
-
 def _count(layers: list[Layer]) -> int:
     return sum(math.prod(layer.weight.shape) for layer in layers)
 
@@ -211,7 +151,7 @@ def _budget(
     if options.bits_per_weight is not None:
         return int(options.bits_per_weight * _count(layers) / 8), 0
     any_form = options.forms()[0]
-    steps = entry.build_steps({layer.name: any_form for layer in layers})
+    steps = entry.build_entries({layer.name: any_form for layer in layers})
     for step in (*steps, *recipe.passes[entry.position + 1 :]):
         context.apply(step, graph)
     plan = plan_of(recipe, context.checkpoint, graph, context.store)

@@ -5,9 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,10 +19,10 @@ from lowbit.passes.quant.method import Method
 from lowbit.passes.quant.parallel import in_order
 from lowbit.pipeline.checkpoint.huggingface import Checkpoint
 from lowbit.pipeline.errors import PipelineError
+from lowbit.pipeline.mixed_precision.layer_trace import LayerTrace, recording
 from lowbit.pipeline.mixed_precision.sensitivity import Choice, Layer, SensitivityMetric
 from lowbit.pipeline.runtime.torch_decoder import TorchDecoder
 from lowbit.pipeline.store.digests import digest, versions
-from lowbit.pipeline.store.scratch import scratch_array
 from lowbit.pipeline.store.store import Store
 from lowbit.pipeline.validate.reference import scaled_logits
 
@@ -34,35 +32,6 @@ Floats = npt.NDArray[np.float32]
 Scores = npt.NDArray[np.float64]
 Score = Callable[[Floats, slice, Floats], Scores]
 """Of some rows of a weight: `x (W' - W)^T`, which rows these are, and W."""
-
-
-class LayerTrace:
-    """What a linear layer read, window by window, and how much its outputs matter; large arrays lie on the disk.
-
-    Attributes:
-        x: inputs, float32 [tokens, K].
-        windows: number of the window of each token, int64 [tokens].
-        gradients: of the log-likelihood of sampled texts by the layer's outputs, float32 [samples, tokens, N].
-    """
-
-    def __init__(self, scratch: Path, tokens: int, shape: tuple[int, ...], samples: int) -> None:
-        n, k = shape
-        self.x, self.windows = scratch_array(scratch, (tokens, k)), np.empty(tokens, np.int64)
-        self.gradients = scratch_array(scratch, (samples, tokens, n))
-        self.count = 0
-
-    def add(self, window: int, x: torch.Tensor, gradients: list[torch.Tensor]) -> None:
-        """Add what the layer read of a window; an expert reads some of its tokens, or none."""
-        rows = x.detach().reshape(-1, x.shape[-1]).numpy()
-        here = slice(self.count, self.count + len(rows))
-        self.x[here], self.windows[here] = rows, window
-        for sample, gradient in enumerate(gradients):
-            self.gradients[sample, here] = gradient.reshape(-1, gradient.shape[-1]).numpy()
-        self.count += len(rows)
-
-    def close(self) -> None:
-        """Cut the arrays to the tokens that were read."""
-        self.x, self.windows, self.gradients = self.x[: self.count], self.windows[: self.count], self.gradients[:, : self.count]
 
 
 class BlockwiseMetric(SensitivityMetric):
@@ -141,7 +110,7 @@ class BlockwiseMetric(SensitivityMetric):
         traces: dict[str, LayerTrace] = {}
         for window, x in enumerate(torch.split(hidden, 1)):
             x = x.clone().requires_grad_(len(back) > 0)
-            with _recording(block, list(names)) as records:
+            with recording(block, list(names)) as records:
                 y = self.decoder.run(block, x)
             wanted = [x, *(output for _, output in records.values())]
             gradients: list[tuple[torch.Tensor, ...]] = []  # by sample, then by layer
@@ -175,19 +144,3 @@ class BlockwiseMetric(SensitivityMetric):
         exact = rows.astype(np.float32)
         away = self.method.quantize(rows, form).dequantize(rows.shape[1]) - exact
         return score(x @ away.T, slice(start, start + len(rows)), exact)
-
-
-@contextmanager
-def _recording(block: Any, names: list[str]) -> Iterator[dict[str, tuple[torch.Tensor, torch.Tensor]]]:
-    """Input and output of the linear layers of a block that are called `names`, as they are run."""
-    records: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-
-    def record(name: str, _: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        records[name] = inputs[0], output
-
-    handles = [block.get_submodule(name).register_forward_hook(partial(record, name)) for name in names]
-    try:
-        yield records
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -7,7 +7,8 @@ import numpy.typing as npt
 import torch
 
 from lowbit.passes.quant.weights import Weight
-from lowbit.pipeline.mixed_precision.sensitivity_blocks import HEAD, BlockwiseMetric, Floats, LayerTrace, Measured
+from lowbit.pipeline.mixed_precision.layer_trace import LayerTrace
+from lowbit.pipeline.mixed_precision.sensitivity_blocks import HEAD, BlockwiseMetric, Floats, Measured
 from lowbit.pipeline.store.scratch import scratch_array
 
 SAMPLES = 4

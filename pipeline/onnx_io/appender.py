@@ -15,7 +15,7 @@ import numpy as np
 
 from lowbit.passes.quant.quantized_weight import QuantizedWeight
 from lowbit.passes.quant.weights import ROW_CHUNK_BYTES, Weight
-from lowbit.pipeline.checkpoint.huggingface import CheckpointWeight
+from lowbit.pipeline.checkpoint.safetensors_file import CheckpointWeight
 from lowbit.pipeline.errors import PipelineError
 from lowbit.pipeline.onnx_io.entry import write_entry
 from lowbit.pipeline.onnx_io.writer import DataFile

@@ -10,7 +10,7 @@ import psutil
 
 from lowbit.passes.quant.quantized_weight import Part, QuantizedWeight
 from lowbit.passes.quant.weights import Weight
-from lowbit.pipeline.checkpoint.huggingface import CheckpointWeight
+from lowbit.pipeline.checkpoint.safetensors_file import CheckpointWeight
 from lowbit.pipeline.onnx_io.appender import Appender
 from lowbit.pipeline.onnx_io.writer import DataFile
 from lowbit.pipeline.store.page_cache import forget, will_need

@@ -18,7 +18,8 @@ from lowbit.pipeline.export.bind import load_graph
 from lowbit.pipeline.export.exporter import export_graph
 from lowbit.pipeline.export.support import check_config, check_layers, describe
 from lowbit.pipeline.mixed_precision.allocate import allocate
-from lowbit.pipeline.mixed_precision.problem import BudgetEntry, Context, budget_entry
+from lowbit.pipeline.mixed_precision.budget import BudgetEntry, budget_entry
+from lowbit.pipeline.mixed_precision.problem import Context
 from lowbit.pipeline.onnx_io.writer import MODEL
 from lowbit.pipeline.recipe.recipe import Recipe
 from lowbit.pipeline.recipe.sections import Validate

@@ -10,7 +10,7 @@ from lowbit.pipeline.checkpoint.chat_template import check_template
 from lowbit.pipeline.checkpoint.resolve import resolve
 from lowbit.pipeline.errors import ValidationFailed
 from lowbit.pipeline.export.support import describe
-from lowbit.pipeline.mixed_precision.problem import check_budget
+from lowbit.pipeline.mixed_precision.budget import check_budget
 from lowbit.pipeline.recipe.recipe import Recipe
 from lowbit.pipeline.report.html import write_pages
 from lowbit.pipeline.report.make_manifest import make_manifest, seal_manifest

@@ -13,7 +13,7 @@ import onnxruntime
 
 from lowbit.passes.graph.quantized_ops import DOMAIN, MICROSOFT
 from lowbit.passes.quant.weights import ArrayWeight, weight_of
-from lowbit.pipeline.checkpoint.huggingface import CheckpointWeight
+from lowbit.pipeline.checkpoint.safetensors_file import CheckpointWeight
 from lowbit.pipeline.errors import PipelineError
 from lowbit.pipeline.runtime.partition import Feeds
 

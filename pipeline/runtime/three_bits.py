@@ -18,7 +18,8 @@ from lowbit.passes.graph.quantized_ops import DOMAIN, MICROSOFT
 from lowbit.passes.quant.pack import expand_nib77
 from lowbit.passes.quant.parallel import in_order
 from lowbit.passes.quant.weights import rows_per_chunk
-from lowbit.pipeline.onnx_io.reader import Region, region
+from lowbit.pipeline.onnx_io.reader import region
+from lowbit.pipeline.onnx_io.stored_layer import Region
 
 SHARED = ("K", "N", "block_size", "accuracy_level")
 """Attributes of MatMul3Bits that MatMulNBits has, too."""

@@ -16,7 +16,8 @@ import numpy as np
 from lowbit.passes.quant.quantized_weight import QuantizedWeight
 from lowbit.passes.quant.scaled_weight import ScaledWeight
 from lowbit.passes.quant.weights import SlicedWeight, TransposedWeight, Weight
-from lowbit.pipeline.checkpoint.huggingface import Checkpoint, CheckpointWeight, stat_signature
+from lowbit.pipeline.checkpoint.huggingface import Checkpoint
+from lowbit.pipeline.checkpoint.safetensors_file import CheckpointWeight, stat_signature
 from lowbit.pipeline.store.digests import digest, versions
 from lowbit.pipeline.store.source_digest import source_digest
 from lowbit.pipeline.store.store import Store

@@ -30,7 +30,8 @@ from lowbit.pipeline.convert.genai.options import GenaiOptions
 from lowbit.pipeline.convert.genai.proof import prove
 from lowbit.pipeline.convert.genai.sizes import GenaiSizes
 from lowbit.pipeline.errors import ConvertError
-from lowbit.pipeline.onnx_io.reader import Region, region
+from lowbit.pipeline.onnx_io.reader import region
+from lowbit.pipeline.onnx_io.stored_layer import Region
 from lowbit.pipeline.onnx_io.writer import DATA, MODEL, DataFile, exported, external_weights, write_model
 from lowbit.pipeline.report.engine_quality import EngineOnText
 from lowbit.pipeline.runtime.partition import Feeds

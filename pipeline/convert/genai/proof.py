@@ -14,7 +14,8 @@ from lowbit.passes.quant.weights import rows_per_chunk
 from lowbit.pipeline.convert.base import Proof
 from lowbit.pipeline.convert.decode import decode_row
 from lowbit.pipeline.errors import ConvertError
-from lowbit.pipeline.onnx_io.reader import Region, StoredLayer, read_layers, region
+from lowbit.pipeline.onnx_io.reader import read_layers, region
+from lowbit.pipeline.onnx_io.stored_layer import Region, StoredLayer
 
 PACKED = "qkv_proj"
 PARTS = (".codes", ".scales", ".zero_points", ".offsets")

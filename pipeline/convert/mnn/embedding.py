@@ -14,7 +14,7 @@ from lowbit.passes.quant.pack import unpack_codes, unpack_lsb
 from lowbit.passes.quant.weights import Weight, weight_of
 from lowbit.pipeline.convert.mnn.weights import MnnLayer
 from lowbit.pipeline.errors import ConvertError
-from lowbit.pipeline.onnx_io.reader import StoredLayer
+from lowbit.pipeline.onnx_io.stored_layer import StoredLayer
 
 
 class Embedding(Protocol):

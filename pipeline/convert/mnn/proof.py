@@ -21,7 +21,8 @@ from lowbit.pipeline.convert.base import Proof
 from lowbit.pipeline.convert.decode import decode_row
 from lowbit.pipeline.convert.mnn.converter import read_json
 from lowbit.pipeline.errors import ConvertError
-from lowbit.pipeline.onnx_io.reader import Region, StoredLayer, read_layers, region
+from lowbit.pipeline.onnx_io.reader import read_layers, region
+from lowbit.pipeline.onnx_io.stored_layer import Region, StoredLayer
 
 
 def prove_llm(model_file: Path, folder: Path, mnn_file: Path, scratch: Path) -> Proof:

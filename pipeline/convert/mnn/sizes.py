@@ -11,7 +11,7 @@ from lowbit.pipeline.checkpoint.huggingface import Checkpoint
 from lowbit.pipeline.convert.mnn.tokenizer import tokenizer_bytes
 from lowbit.pipeline.convert.mnn.weights import MnnLayer
 from lowbit.pipeline.convert.sizes import Sizes
-from lowbit.pipeline.onnx_io.reader import stored_as_entry
+from lowbit.pipeline.onnx_io.stored_layer import stored_as_entry
 
 
 class MnnSizes(Sizes):

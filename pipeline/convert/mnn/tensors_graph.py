@@ -19,7 +19,7 @@ from lowbit.pipeline.convert.mnn.editor import Editor, name_by_content
 from lowbit.pipeline.convert.mnn.exact_floats import exact_values, words_of
 from lowbit.pipeline.convert.mnn.weights import MnnLayer, lay_out
 from lowbit.pipeline.errors import ConvertError
-from lowbit.pipeline.onnx_io.reader import StoredLayer
+from lowbit.pipeline.onnx_io.stored_layer import StoredLayer
 
 GELU_STEPS = 4
 """x / sqrt(2), Erf, 1 +, x *, / 2 in any order: from the last of them, Erf is at most this far."""

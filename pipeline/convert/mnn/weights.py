@@ -21,7 +21,7 @@ from lowbit.passes.quant.format import ScaleDtype
 from lowbit.passes.quant.pack import unpack_codes
 from lowbit.passes.quant.parallel import in_order
 from lowbit.pipeline.errors import ConvertError
-from lowbit.pipeline.onnx_io.reader import StoredLayer
+from lowbit.pipeline.onnx_io.stored_layer import StoredLayer
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from rich.console import Console
 
 from lowbit.passes.registry import find_pass
 from lowbit.pipeline.calibrate import sequential
-from lowbit.pipeline.calibrate.activations import CorrectedWeight, PairedActivations
+from lowbit.pipeline.calibrate.activations import PairedActivations
+from lowbit.pipeline.calibrate.corrected_weight import CorrectedWeight
 from lowbit.pipeline.calibrate.dataset import calibration_windows, docstrings
 from lowbit.pipeline.calibrate.generate import generate
 from lowbit.pipeline.calibrate.sequential import calibrate

@@ -16,7 +16,8 @@ from lowbit.passes.methods.mse import Mse
 from lowbit.passes.quant.format import BlockFormat
 from lowbit.passes.quant.quantized_weight import QuantizedWeight
 from lowbit.passes.quant.weights import ArrayWeight, Weight
-from lowbit.pipeline.checkpoint.huggingface import CheckpointWeight, open_checkpoint
+from lowbit.pipeline.checkpoint.huggingface import open_checkpoint
+from lowbit.pipeline.checkpoint.safetensors_file import CheckpointWeight
 from lowbit.pipeline.errors import PipelineError
 from lowbit.pipeline.onnx_io.stream import Streamed, stream_weights
 from lowbit.pipeline.onnx_io.writer import DataFile

@@ -16,7 +16,8 @@ from lowbit.pipeline.convert.mnn.converter import convert, read_json
 from lowbit.pipeline.convert.mnn.llm import MnnLlm
 from lowbit.pipeline.convert.mnn.weights import MnnLayer, lay_out, pack_msb
 from lowbit.pipeline.errors import ConvertError, PipelineError
-from lowbit.pipeline.onnx_io.reader import Region, StoredLayer, read_layers
+from lowbit.pipeline.onnx_io.reader import read_layers
+from lowbit.pipeline.onnx_io.stored_layer import Region, StoredLayer
 from tests import reference
 
 
