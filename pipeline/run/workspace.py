@@ -21,13 +21,14 @@ def locked(target: Path) -> Iterator[None]:
     """Hold the folder's lock, or say who does."""
     file = target / ".lock"
     try:
-        with FileLock(file, timeout=0):
-            file.write_text(str(os.getpid()), "ascii")
-            yield
+        lock = FileLock(file).acquire(timeout=0)
     except Timeout:
         raise PipelineError(
             f"{target}: another run (process {file.read_text('ascii').strip()}) is working here; wait for it, or stop it."
         ) from None
+    with lock:
+        file.write_text(str(os.getpid()), "ascii")
+        yield
 
 
 @contextmanager
