@@ -21,11 +21,31 @@ class Position:
     def __str__(self) -> str:
         return f"{self.file}:{self.line}:{self.column}"
 
+    @property
+    def short(self) -> str:
+        """Within the same file."""
+        return f"line {self.line}"
+
+
+@dataclass(frozen=True)
+class OptionName:
+    """A place in a recipe that was built in Python: keys and indices from the top."""
+
+    path: tuple[str | int, ...]
+
+    def __str__(self) -> str:
+        return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in self.path).removeprefix(".") or "recipe"
+
+    @property
+    def short(self) -> str:
+        """The same: there is no file to leave out."""
+        return str(self)
+
 
 class RecipeError(PipelineError):
-    """The recipe is not what its schema says; the message begins with file:line:column."""
+    """The recipe is not what its schema says; the message begins with file:line:column, or with the option's name in Python."""
 
-    def __init__(self, position: Position | Path, message: str) -> None:
+    def __init__(self, position: Position | OptionName | Path, message: str) -> None:
         super().__init__(f"{position}: {message}")
 
 

@@ -16,7 +16,7 @@ from lowbit.passes.base import PassError
 from lowbit.pipeline.errors import PipelineError, ValidationFailed
 from lowbit.pipeline.recipe.edit import variant
 from lowbit.pipeline.recipe.recipe import Recipe
-from lowbit.pipeline.report.comparison import comparison_rows, comparison_table, read_results, write_comparison
+from lowbit.pipeline.report.result import Comparison, compare_results
 from lowbit.pipeline.run.runner import run_recipe
 from lowbit.pipeline.store.store import Store, writing
 
@@ -108,18 +108,14 @@ Runs = Callable[[list[Recipe], Path, Path | None, Store, Console], dict[str, str
 
 def sweep(
     recipe: Recipe, axes: list[Axis], build: Path, model: Path | None, console: Console, runs: Runs, store: Store | None = None
-) -> Path:
-    """Run every combination and compare them; returns the page. One that fails does not stop the others."""
+) -> Comparison:
+    """Run every combination and compare them. One that fails does not stop the others."""
     folder = build / "sweep" / recipe.name
     with writing(build):
         recipes = variants(recipe, axes, folder)
         failures = runs(recipes, folder, model, store or Store(build / ".store"), console)
-        results = read_results([folder / one.name for one in recipes if one.name not in failures])
-        rows = comparison_rows(results, failures)
-        page = folder / "compare.html"
-        write_comparison(page, results, rows)
-    console.print(comparison_table(rows))
-    return page
+        made = [folder / one.name for one in recipes if one.name not in failures]
+        return compare_results(made, folder / "compare.html", failures)
 
 
 def run_here(recipes: list[Recipe], folder: Path, model: Path | None, store: Store, console: Console) -> dict[str, str]:

@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError
 from lowbit.passes.base import Options
 from lowbit.passes.registry import did_you_mean
 from lowbit.pipeline.errors import PipelineError
+from lowbit.pipeline.recipe.load import RECIPES
 
 
 class DeviceTimes(Options):
@@ -45,17 +46,18 @@ class DeviceTimes(Options):
 
 
 def device_times(name: str, folder: Path) -> DeviceTimes:
-    """The table called `name`: a file of `folder`/targets, or a path relative to `folder`.
+    """The table called `name`: a file of `folder`/targets or of those that come along, or a path relative to `folder`.
 
     Raises:
         PipelineError: there is none, or it is no such table.
     """
-    path = folder / name if name.endswith((".yaml", ".yml")) else folder / "targets" / f"{name}.yaml"
+    own, along = folder / "targets", RECIPES / "targets"
+    path = folder / name if name.endswith((".yaml", ".yml")) else own / f"{name}.yaml"
+    if not path.is_file() and (shipped := along / f"{name}.yaml").is_file():
+        path = shipped
     if not path.is_file():
-        known = sorted(file.stem for file in (folder / "targets").glob("*.yaml"))
-        raise PipelineError(
-            f"{path}: no such table of times. {did_you_mean(name, known) if known else 'Make one: lowbit measure.'}"
-        )
+        known = list(dict.fromkeys(file.stem for place in (own, along) for file in sorted(place.glob("*.yaml"))))
+        raise PipelineError(f"{path}: no such table of times. {did_you_mean(name, known)} `lowbit measure` makes one.")
     try:
         return DeviceTimes.model_validate(yaml.safe_load(path.read_text("utf-8")), strict=False)
     except (ValidationError, yaml.YAMLError, UnicodeDecodeError) as error:

@@ -32,7 +32,8 @@ def portable(recipe: Recipe) -> dict[str, Any]:
         if isinstance(entry, dict) and isinstance(options := entry.get("allocate_bits"), dict) and "target" in options:
             target = str(options["target"])
             path = target if target.endswith((".yaml", ".yml")) else f"targets/{target}.yaml"
-            options["target"] = str((recipe.folder / path).resolve())
+            if (recipe.folder / path).exists():
+                options["target"] = str((recipe.folder / path).resolve())
     return content
 
 

@@ -12,7 +12,7 @@ from pydantic_core import ErrorDetails
 from lowbit.passes import methods
 from lowbit.passes.base import READING, Options, first_mistake, option_mistake
 from lowbit.passes.registry import did_you_mean, find_method, find_pass, names_in
-from lowbit.pipeline.errors import Position, RecipeError
+from lowbit.pipeline.errors import RecipeError
 from lowbit.pipeline.recipe.recipe import PassEntry, Recipe
 from lowbit.pipeline.recipe.sections import ONNX_SUFFIX, ORDER, SECTIONS, Convert, Export
 from lowbit.pipeline.recipe.targets import DEFAULT, find_options, targets_with
@@ -48,12 +48,21 @@ def load_recipe(file: Path) -> Recipe:
         RecipeError: the first thing that is wrong, with its position.
     """
     document = read(file)
-    top = document.value
+    return check_recipe(document, file.read_text("utf-8"))
+
+
+def check_recipe(document: Document, text: str) -> Recipe:
+    """A recipe from its values; `text` is its YAML.
+
+    Raises:
+        RecipeError: the first thing that is wrong, with its place.
+    """
+    file, top = document.file, document.value
     if not isinstance(top, dict):
-        raise RecipeError(Position(file, 1, 1), f"a recipe is a mapping with the sections {', '.join(ORDER)}.")
+        raise RecipeError(document.position(()), f"a recipe is a mapping with the sections {', '.join(ORDER)}.")
     for key in top:
         if key not in ORDER:
-            raise RecipeError(document.keys[(key,)], f"unknown section '{key}'. {did_you_mean(key, list(ORDER))}")
+            raise RecipeError(document.key((key,)), f"unknown section '{key}'. {did_you_mean(key, list(ORDER))}")
     for key in ("model", "passes"):
         if top.get(key) is None:
             raise RecipeError(document.position((key,)), f"the section '{key}' is required.")
@@ -65,7 +74,7 @@ def load_recipe(file: Path) -> Recipe:
         if name in top
     }
     recipe = Recipe(
-        name=file.stem, file=file, text=file.read_text("utf-8"), passes=steps, model=sections["model"],  # type: ignore[arg-type]
+        name=file.stem, file=file, text=text, passes=steps, model=sections["model"],  # type: ignore[arg-type]
         export=sections.get("export", Export()), calibrate=sections.get("calibrate"),  # type: ignore[arg-type]
         validate=sections.get("validate"), convert=_hand_offs(document, top),  # type: ignore[arg-type]
     )  # fmt: skip
@@ -73,7 +82,7 @@ def load_recipe(file: Path) -> Recipe:
     _check_calibration(document, recipe)
     if "export" in top and recipe.model.source.endswith(ONNX_SUFFIX):
         raise RecipeError(
-            document.keys[("export",)], "the model is an ONNX file, so there is nothing to export. Leave this out."
+            document.key(("export",)), "the model is an ONNX file, so there is nothing to export. Leave this out."
         )
     return recipe
 
@@ -126,7 +135,7 @@ def _step(document: Document, item: Any, path: tuple[Any, ...]) -> PassEntry:
     try:
         kind = find_pass(name)
     except KeyError as error:
-        raise RecipeError(document.keys.get(inner, here), error.args[0]) from None
+        raise RecipeError(document.key(inner), error.args[0]) from None
     return PassEntry(name, _options(document, kind, {} if options is None else options, inner), here)  # type: ignore[arg-type]
 
 
@@ -139,10 +148,7 @@ def _options(document: Document, kind: type[Options], options: Any, path: tuple[
     except ValidationError as errors:
         error = first_mistake(errors)
         place = (*path, *error["loc"])
-        if error["type"] == "extra_forbidden":
-            where = document.keys.get(place, document.position(place))
-        else:
-            where = document.position(place)
+        where = document.key(place) if error["type"] == "extra_forbidden" else document.position(place)
         raise RecipeError(where, _sentence(error, kind)) from None
 
 
@@ -163,7 +169,7 @@ def _check_scale_dtypes(document: Document, recipe: Recipe) -> None:
         if getattr(step.options, "scale_dtype", "fp16") == "fp32":
             raise RecipeError(
                 document.position(("convert",)),
-                f"scale_dtype fp16 cannot hold the scales of {step.name} (line {step.position.line}), which asks for fp32. "
+                f"scale_dtype fp16 cannot hold the scales of {step.name} ({step.position.short}), which asks for fp32. "
                 "Set scale_dtype: fp32 here, or fp16 there.",
             )
 

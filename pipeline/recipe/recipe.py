@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx_graphsurgeon as gs
 
 from lowbit.passes.base import Outcome, Pass, PassError
-from lowbit.pipeline.errors import Position
+from lowbit.pipeline.errors import OptionName, Position
 from lowbit.pipeline.recipe.sections import Calibrate, Convert, Export, Model, Validate
 
 
@@ -18,7 +18,7 @@ class PassEntry:
 
     name: str
     options: Pass
-    position: Position
+    position: Position | OptionName
 
     def apply(self, graph: gs.Graph) -> Outcome:
         """Apply the pass; rewriting nothing is an error unless the pass says otherwise.

@@ -85,6 +85,10 @@ class Convert(Options):
     """What the engine's folder is called within a result."""
     made_by: ClassVar[str] = ""
     """The module of the target that these are the options of; by default the one that defines them."""
+    half_embedding: ClassVar[bool] = False
+    """Whether the engine holds a float embedding in half precision only."""
+    free_offsets: ClassVar[bool] = False
+    """Whether blocks may begin anywhere (`zero_point: float`) at no cost."""
 
     target: str
     """The engine: a word of a room of pipeline/convert, or the dotted name of a module of your own."""

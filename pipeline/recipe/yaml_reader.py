@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from lowbit.pipeline.errors import Position, RecipeError
+from lowbit.pipeline.errors import OptionName, Position, RecipeError
 
 _NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d+)[eE][-+]?\d+")
 _PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str", "seq", "map")}
@@ -30,11 +30,22 @@ class Document:
     values: dict[tuple[Any, ...], Position] = field(default_factory=dict)
     keys: dict[tuple[Any, ...], Position] = field(default_factory=dict)
 
-    def position(self, path: tuple[Any, ...]) -> Position:
+    def position(self, path: tuple[Any, ...]) -> Position | OptionName:
         """Where `path` stands, or the nearest thing around it."""
         while path not in self.values and path:
             path = path[:-1]
         return self.values.get(path, Position(self.file, 1, 1))
+
+    def key(self, path: tuple[Any, ...]) -> Position | OptionName:
+        """Where the key at the end of `path` stands; where its value does if it has none."""
+        return self.keys.get(path) or self.position(path)
+
+
+class PlainValues(Document):
+    """Values that were built in Python: their places are the names of options."""
+
+    def position(self, path: tuple[Any, ...]) -> Position | OptionName:
+        return OptionName(path)
 
 
 def read(file: Path) -> Document:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,8 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from lowbit.pipeline.report.peak_memory import PeakMemory
 from lowbit.pipeline.report.step_record import StepRecord
+
+log = logging.getLogger(__name__)
 
 
 class Record(StepRecord):
@@ -34,6 +37,7 @@ class Steps:
         columns = (SpinnerColumn(), TextColumn("{task.description:<18}"), BarColumn(24), TextColumn("{task.fields[rate]}"))
         start = time.monotonic()
         memory = PeakMemory()
+        log.info("%s: begins, options %s", name, options)
         with Progress(
             *columns, TimeElapsedColumn(), console=self.console, transient=True, disable=not self.console.is_terminal
         ) as bar:
@@ -46,6 +50,7 @@ class Steps:
         record.seconds = round(time.monotonic() - start, 3)
         record.peak_rss_bytes = memory.peak()
         self.records.append(record)
+        log.info("%s", _line(record).strip())
         self.console.print(_line(record), highlight=False)
 
 

@@ -13,6 +13,7 @@ from lowbit.pipeline.export.support import describe
 from lowbit.pipeline.mixed_precision.budget import check_budget
 from lowbit.pipeline.recipe.recipe import Recipe
 from lowbit.pipeline.report.html import write_pages
+from lowbit.pipeline.report.log import logged
 from lowbit.pipeline.report.make_manifest import make_manifest, seal_manifest
 from lowbit.pipeline.report.manifest import Manifest, Source
 from lowbit.pipeline.report.summary import show_result
@@ -37,7 +38,7 @@ def run_recipe(recipe: Recipe, build: Path, model: Path | None, console: Console
     target, store = build / recipe.name, store or Store(build / ".store")
     with writing(build):
         target.mkdir(parents=True, exist_ok=True)
-    with locked(target), work_folder(target) as work:
+    with locked(target), logged(target), work_folder(target) as work:
         store.sweep()
         run = Run.begin(recipe, resolve(recipe, model), store, console, work)
         console.print(f"{recipe.name}: {describe(run.checkpoint)}")

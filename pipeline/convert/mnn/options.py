@@ -16,6 +16,8 @@ class MnnLlmOptions(Convert):
 
     folder: ClassVar[str] = "mnn"
     made_by: ClassVar[str] = "lowbit.pipeline.convert.mnn.llm"
+    half_embedding: ClassVar[bool] = True
+    free_offsets: ClassVar[bool] = True
 
     target: Literal["mnn-llm"] = "mnn-llm"
     """MNN's LLM runtime."""

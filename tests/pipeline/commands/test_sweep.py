@@ -42,7 +42,7 @@ def manifests(page: Path) -> dict[str, Any]:
 
 
 def test_six_variants_share_their_steps(recipe: Recipe, tmp_path: Path, in_process: None) -> None:
-    page = sweep(recipe, read_axes(SIX), tmp_path / "build", None, QUIET, run_here)
+    page = sweep(recipe, read_axes(SIX), tmp_path / "build", None, QUIET, run_here).page
     made = manifests(page)
     assert set(made) == {f"bits={bits},method={method}" for bits in (4, 3, 2) for method in ("rtn", "mse")}
     steps = [{step["name"]: step for step in one["steps"]} for one in made.values()]
@@ -63,7 +63,7 @@ def test_another_machine_makes_nothing_again(recipe: Recipe, tmp_path: Path, in_
     store = partial(SharedStore, url=f"file://{tmp_path / 'shared'}")
     axes = read_axes(["passes.quantize_matmul.bits=4,3"])
     sweep(recipe, axes, tmp_path / "one", None, QUIET, run_here, store(tmp_path / "one" / ".store"))
-    page = sweep(recipe, axes, tmp_path / "other", None, QUIET, run_here, store(tmp_path / "other" / ".store"))
+    page = sweep(recipe, axes, tmp_path / "other", None, QUIET, run_here, store(tmp_path / "other" / ".store")).page
     for manifest in manifests(page).values():
         steps = {step["name"]: step for step in manifest["steps"]}
         # plain codes are made anew in the one pass in which a new machine hashes the weights
@@ -73,7 +73,7 @@ def test_another_machine_makes_nothing_again(recipe: Recipe, tmp_path: Path, in_
 def test_one_that_fails_does_not_stop_the_others(recipe: Recipe, tmp_path: Path, in_process: None) -> None:
     axes = read_axes(["model=.,missing", "validate.windows=1"])[1:]  # windows alone: the same model twice
     axes.append(Axis("model.source", ("./gone", recipe.model.source)))
-    page = sweep(recipe, axes, tmp_path / "build", None, QUIET, run_here)
+    page = sweep(recipe, axes, tmp_path / "build", None, QUIET, run_here).page
     assert len(manifests(page)) == 1
     assert "failed: " in page.read_text("utf-8")
     assert "gone" in page.read_text("utf-8")
@@ -85,7 +85,7 @@ def test_a_ray_cluster_of_two_nodes_runs_them(recipe: Recipe, tmp_path: Path, cl
     console = Console(record=True, width=200, file=(tmp_path / "log").open("w"))
     axes = read_axes(["passes.quantize_matmul.bits=4,3 validate.windows=1,100000"])
     axes[1] = Axis("model.source", (recipe.model.source, "./gone"))
-    page = sweep(recipe, axes, tmp_path / "build", None, console, run_on(cluster))
+    page = sweep(recipe, axes, tmp_path / "build", None, console, run_on(cluster)).page
     assert len(manifests(page)) == 2
     said = console.export_text()
     assert said.count(" done on ") == 2
