@@ -59,6 +59,8 @@ def choose(checkpoint: Checkpoint, wanted: Wanted, passes: Sequence[Entry] | Non
     """
     task = task_of(checkpoint)
     targets = wanted.targets or (_target_for(task),)
+    for target in targets:
+        find_target(target)
     chosen = Chosen({} if task is None else {"export": {"task": task}})
     entries = _needed(checkpoint, task, targets, chosen.said)
     entries += _quantizing(wanted, task, targets) if passes is None else passes

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from lowbit.passes.base import Options, Pass
+from lowbit.passes.registry import word_of
 from lowbit.pipeline.recipe.edit import portable
 from lowbit.pipeline.recipe.load import check_recipe
 from lowbit.pipeline.recipe.recipe import Recipe
@@ -61,7 +62,5 @@ def _plain(value: Any) -> Any:
 def _entry(entry: Any) -> Any:
     if not isinstance(entry, Pass):
         return _plain(entry)
-    module = type(entry).__module__
-    name = module.removeprefix("lowbit.passes.")
-    options = _plain(entry)
+    name, options = word_of(entry), _plain(entry)
     return {name: options} if options else name
