@@ -14,6 +14,7 @@ def plan_figures(plan: Plan) -> dict[str, Any]:
         "recipe": plan.recipe.name,
         **{name: getattr(plan, name) for name in totals},
         "seconds": plan.seconds,
+        "steps": list(plan.steps),
         "weights": {
             one.weight.name: {
                 "shape": list(one.weight.source.shape), "bits": one.weight.form.bits, "block_size": one.weight.form.block_size,

@@ -5,15 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from rich.table import Table
 
 from lowbit.pipeline.report.comparison import COLUMNS, comparison_rows, comparison_table, read_results, write_comparison
-from lowbit.pipeline.report.html import page_template
-from lowbit.pipeline.report.manifest import read_manifest
+from lowbit.pipeline.report.html import result_card
+from lowbit.pipeline.report.manifest import Manifest, Size, read_manifest
+from lowbit.pipeline.report.quality import Quality
 from lowbit.pipeline.report.summary import closing_rows
+from lowbit.pipeline.report.template import page_template
+
+BULKY = {"weights", "steps", "files", "model", "recipe_text"}
+"""Parts of the manifest that no `--json` prints: they have a line for every weight or file."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +31,8 @@ class Result:
     folder: Path
 
     @cached_property
-    def manifest(self) -> dict[str, Any]:
-        """What manifest.json says: steps, weights, hashes, figures.
+    def manifest(self) -> Manifest:
+        """All of manifest.json: steps, weights, hashes, figures.
 
         Raises:
             PipelineError: no run has finished in the folder.
@@ -38,35 +42,30 @@ class Result:
     @property
     def name(self) -> str:
         """What the recipe is called."""
-        return str(self.manifest["recipe"])
+        return self.manifest.recipe
 
     @property
-    def quality(self) -> SimpleNamespace:
-        """How far the ONNX model is from the float model: `kl_divergence` (nats per token), `perplexity`, `top1_agreement`; of
-        models that write no text, `outputs`. Empty where the recipe does not validate."""
-        return SimpleNamespace(**self.manifest["quality"].get("onnxruntime", {}))
+    def quality(self) -> Quality:
+        """How far the models are from the float model, in onnxruntime and in every engine: `quality.kl_divergence`."""
+        return self.manifest.quality
 
     @property
-    def size(self) -> SimpleNamespace:
-        """`onnx_bytes`, `mnn_bytes` and so on, and `bits_per_weight`, scales and zero points counted."""
-        return SimpleNamespace(**self.manifest["size"])
+    def size(self) -> Size:
+        """Bytes of every folder and bits per weight: `size.mnn_bytes`."""
+        return self.manifest.size
 
     def figures(self) -> dict[str, Any]:
-        """What `--json` prints: all of the manifest but single weights, steps and hashes."""
-        left_out = ("weights", "steps", "files", "model", "recipe_text")
-        return {"folder": str(self.folder), **{k: v for k, v in self.manifest.items() if k not in left_out}}
-
-    def rows(self) -> list[tuple[str, str]]:
-        """Names and figures, as a run prints them."""
-        return closing_rows(self.manifest)
+        """What `--json` prints: the folder, and the manifest without what it says of single weights and files."""
+        return {"folder": str(self.folder), **self.manifest.model_dump(mode="json", exclude=BULKY)}
 
     def __str__(self) -> str:
         """Figures line by line, and where the files are."""
-        return "\n".join([f"{self.name}: {self.folder}", *(f"  {name}: {figure}" for name, figure in self.rows())])
+        rows = (f"  {name}: {figure}" for name, figure in closing_rows(self.manifest))
+        return "\n".join([f"{self.name}: {self.folder}", *rows])
 
     def _repr_html_(self) -> str:
         """The card that Jupyter shows."""
-        return page_template("result.html.j2").render(name=self.name, rows=self.rows(), folder=self.folder.resolve())
+        return result_card(self.manifest)
 
 
 @dataclass(frozen=True)
@@ -108,6 +107,5 @@ def compare_results(folders: list[Path], page: Path, failures: dict[str, str] | 
         PipelineError: one is none.
     """
     results = read_results(folders)
-    rows = comparison_rows(results, failures or {})
-    write_comparison(page, results, rows)
+    write_comparison(page, results, comparison_rows(results, failures or {}))
     return Comparison({name: Result(folder) for (name, _), folder in zip(results, folders, strict=True)}, failures or {}, page)
