@@ -10,8 +10,10 @@ import signal
 import sys
 
 from lowbit.passes.base import PassError
-from lowbit.pipeline.cli import app
+from lowbit.pipeline.cli.app import app, call
 from lowbit.pipeline.errors import PipelineError
+
+__all__ = ["app", "main"]
 
 
 class _Stopped(BaseException):
@@ -26,7 +28,7 @@ def main() -> None:
     """Run the command line; mistakes of the user end it with status 2 and a sentence."""
     signal.signal(signal.SIGINT, _stop)
     try:
-        app.main(sys.argv[1:])
+        call(sys.argv[1:])
     except (PipelineError, PassError) as error:
         notes = "\n".join(getattr(error, "__notes__", ())).splitlines()
         print("\n".join([f"error: {error}", *(f"  {line}" for line in notes)]), file=sys.stderr)

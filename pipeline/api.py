@@ -18,10 +18,11 @@ from lowbit.pipeline.commands.check import check_folder
 from lowbit.pipeline.commands.doctor import Finding, examine, findings_table
 from lowbit.pipeline.commands.figures import plan_figures
 from lowbit.pipeline.commands.plan import plan_tables
-from lowbit.pipeline.commands.recipes import Recipe, load_recipe, recipe_for
+from lowbit.pipeline.commands.quantize import recipe_for
+from lowbit.pipeline.commands.recipes import Recipe, load_recipe
 from lowbit.pipeline.errors import PipelineError
 from lowbit.pipeline.estimate.sizes import Plan
-from lowbit.pipeline.recipe.build import Entry, Section
+from lowbit.pipeline.recipe.build import Entry, HandOff, Section
 from lowbit.pipeline.report.result import Comparison, Result, compare_results
 
 __all__ = [
@@ -44,7 +45,7 @@ def quantize(
     block_size: int = 64,
     method: str = "mse",
     fit: str | None = None,
-    convert: str | Section | Sequence[str | Section] | None = None,
+    convert: HandOff | Sequence[HandOff] | None = None,
     calibrate: Section | None = None,
     validate: Section | bool = True,
     export: Section | None = None,

@@ -42,7 +42,7 @@ for word in WORDS:
     app.command(word)(getattr(importlib.import_module(f"lowbit.pipeline.cli.{word}"), word))
 
 
-def main(arguments: list[str]) -> None:
+def call(arguments: list[str]) -> None:
     """Run the command line, without the name of the program."""
     if arguments[:1] == ["help"]:
         arguments = [*arguments[1:2], "--help"]

@@ -1,4 +1,4 @@
-"""Recipes as Python has them: loaded, built, planned, run and saved."""
+"""Recipes as Python has them: loaded or built, planned, run and saved."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ from typing import Any
 
 from rich.console import Console
 
-from lowbit.pipeline.checkpoint.resolve import open_model
-from lowbit.pipeline.commands.defaults import Wanted, choose
 from lowbit.pipeline.commands.plan import make_plan
 from lowbit.pipeline.errors import PipelineError
 from lowbit.pipeline.estimate.sizes import Plan
 from lowbit.pipeline.recipe import recipe as checked_recipe
-from lowbit.pipeline.recipe.build import Entry, Section, as_text, make_recipe
+from lowbit.pipeline.recipe.build import Entry, HandOff, Section, as_text, make_recipe
 from lowbit.pipeline.recipe.edit import portable
 from lowbit.pipeline.recipe.load import find_recipe
 from lowbit.pipeline.recipe.load import load_recipe as load_file
@@ -30,7 +28,7 @@ class Recipe:
 
     Attributes:
         checked: its options, checked.
-        said: a sentence for each choice that was made for the user; see `recipe_for`.
+        said: a sentence for each choice that `recipe_for` made for the user.
     """
 
     checked: checked_recipe.Recipe
@@ -45,7 +43,7 @@ class Recipe:
         export: Section | None = None,
         calibrate: Section | None = None,
         validate: Section | None = None,
-        convert: str | Section | Sequence[str | Section] | None = None,
+        convert: HandOff | Sequence[HandOff] | None = None,
     ) -> None:
         """Check a recipe that is built in Python.
 
@@ -63,7 +61,7 @@ class Recipe:
         )
         sections = {
             "model": given, "export": export, "calibrate": calibrate, "passes": passes, "validate": validate,
-            "convert": None if convert is None else _hand_offs(convert),
+            "convert": None if convert is None else _section(hand_offs_of(convert)),
         }  # fmt: skip
         self.checked = make_recipe(name or name_of(model), Path.cwd(), sections)
 
@@ -71,6 +69,12 @@ class Recipe:
     def name(self) -> str:
         """What the result is called."""
         return self.checked.name
+
+    @property
+    def model(self) -> str:
+        """The whole path of its model, or the id on the Hub."""
+        model = self.checked.model
+        return str((self.checked.folder / Path(model.source).expanduser()).resolve()) if model.is_folder else model.source
 
     @property
     def text(self) -> str:
@@ -130,55 +134,6 @@ def load_recipe(name: str | Path) -> Recipe:
     return recipe
 
 
-def recipe_for(
-    model: str | Path,
-    passes: Sequence[Entry] | None = None,
-    *,
-    bits: int | None = None,
-    block_size: int = 64,
-    method: str = "mse",
-    fit: str | None = None,
-    convert: str | Section | Sequence[str | Section] | None = None,
-    calibrate: Section | None = None,
-    validate: Section | bool = True,
-    export: Section | None = None,
-    name: str | None = None,
-) -> Recipe:
-    """The recipe for a model in which everything that is not said is chosen for that model; `said` tells what and why.
-
-    A model on the Hub is fetched for it: the choice depends on its configuration and on the types of its weights.
-
-    Args:
-        passes: in place of bits, block_size, method and fit; what the model needs besides is put before them.
-        bits: 2, 3, 4 or 8, by default 4.
-        fit: the largest size of the first hand-off instead, `3.2GB`: bits are chosen for each weight.
-        convert: targets, or their options; by default the one that takes such models.
-        validate: True chooses how much text; False leaves it out.
-
-    Raises:
-        PipelineError: the model cannot be found or read, or options contradict each other.
-    """
-    if fit is not None and bits is not None:
-        raise PipelineError(f"bits {bits} and fit {fit} contradict each other: fit chooses the bits. Give one of them.")
-    if passes is not None and (fit is not None or bits is not None):
-        raise PipelineError("passes say all about bits; give either passes, or bits or fit.")
-    hand_offs = None if convert is None else _hand_offs(convert)
-    targets = tuple(one["target"] if isinstance(one, Mapping) else one.target for one in hand_offs or ())
-    source = source_of(model)
-    chosen = choose(open_model(source), Wanted(bits, block_size, method, targets, fit), passes)
-    sections = chosen.sections
-    given = {"export": export, "calibrate": calibrate, "convert": hand_offs}
-    sections |= {key: value for key, value in given.items() if value is not None}
-    if not isinstance(validate, bool):
-        sections["validate"] = validate
-    elif not validate:
-        del sections["validate"]
-    ending = "" if passes is not None else f"-fit-{fit.replace(' ', '').lower()}" if fit else f"-q{bits or 4}"
-    recipe = Recipe(source, name=name or f"{name_of(model)}{ending}", **sections)
-    recipe.said = tuple(chosen.said)
-    return recipe
-
-
 def source_of(model: str | Path) -> str:
     """What a recipe says of a model: the whole path of one that is here, or the id of one on the Hub."""
     path = Path(model).expanduser()
@@ -195,6 +150,12 @@ def name_of(model: Any) -> str:
     )
 
 
-def _hand_offs(convert: str | Section | Sequence[str | Section]) -> list[Any]:
-    entries = [convert] if isinstance(convert, str | Mapping | Convert) else list(convert)
-    return [{"target": one} if isinstance(one, str) else one for one in entries]
+def hand_offs_of(convert: HandOff | Sequence[HandOff]) -> list[Convert | Mapping[str, Any]]:
+    """The hand-offs of a recipe, each with its options."""
+    entries = [convert] if isinstance(convert, str | Convert | Mapping) else convert
+    return [{"target": entry} if isinstance(entry, str) else entry for entry in entries]
+
+
+def _section(hand_offs: list[Convert | Mapping[str, Any]]) -> Any:
+    """As in YAML: one by itself, several as a list."""
+    return hand_offs[0] if len(hand_offs) == 1 else hand_offs

@@ -19,6 +19,9 @@ from lowbit.pipeline.recipe.yaml_reader import PlainValues
 Entry = Pass | str | Mapping[str, Any]
 """A pass, or what stands for it in YAML: its name, or its name with its options."""
 Section = Options | Mapping[str, Any]
+"""Options of a section, as an object or as in YAML."""
+HandOff = str | Convert | Mapping[str, Any]
+"""A target by its name, or with its options."""
 
 
 def make_recipe(name: str, folder: Path, sections: Mapping[str, Any]) -> Recipe:

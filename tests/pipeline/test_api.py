@@ -94,7 +94,7 @@ def test_a_saved_recipe_means_the_same_elsewhere(tmp_path: Path) -> None:
         ({"passes": [QuantizeMatmul(bits=3, method="gptq")]}, "passes[0]: quantize_matmul looks at the inputs of layers here;"),
         ({"validate": {"window": 1}}, "validate.window: window is 1; expected greater than or equal to 2."),
         ({"convert": ["mnn-llm", "mnn"]}, "convert: mnn and mnn-llm both make the folder mnn; convert to one of them."),
-        ({"convert": "tpu"}, "convert[0].target: target is 'tpu'; expected 'mnn-llm',"),
+        ({"convert": "tpu"}, "convert.target: target is 'tpu'; expected 'mnn-llm',"),
     ],
 )
 def test_a_mistake_is_named_by_its_option(sections: dict[str, Any], message: str) -> None:

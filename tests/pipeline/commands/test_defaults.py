@@ -34,7 +34,7 @@ def test_a_decoder_for_mnn(tiny: Callable[..., Path]) -> None:
         {"quantize_matmul": {"bits": 4, "block_size": 64, "method": "mse", "zero_point": "float", "include": ["lm_head"]}},
         {"quantize_matmul": {"bits": 3, "block_size": 64, "method": "mse", "zero_point": "float"}},
     ]
-    assert found["convert"] == [{"target": "mnn-llm"}]
+    assert found["convert"] == {"target": "mnn-llm"}
     assert made.said == ()
     both = content(lowbit.recipe_for(tiny("llama"), bits=2, convert=["onnxruntime-genai", "mnn-llm"]))
     assert [one["target"] for one in both["convert"]] == ["onnxruntime-genai", "mnn-llm"]
@@ -82,7 +82,7 @@ def test_encoders_get_what_encoders_need(
 ) -> None:
     made = lowbit.recipe_for(tiny(kind, task=task), bits=4, block_size=32, name="mine")
     assert content(made)["export"] == {"task": task}
-    assert content(made)["convert"] == [{"target": "mnn"}]
+    assert content(made)["convert"] == {"target": "mnn"}
     assert made.run(tmp_path, console=QUIET).manifest.hand_offs["mnn"].bit_exact
 
 
