@@ -56,9 +56,7 @@ class Recipe:
         Raises:
             RecipeError: the first thing that is wrong, by the name of the option.
         """
-        given = (
-            model if isinstance(model, Mapping) else {"source": source_of(model)} if isinstance(model, str | Path) else model
-        )
+        given = source_of(model) if isinstance(model, str | Path) else model
         sections = {
             "model": given, "export": export, "calibrate": calibrate, "passes": passes, "validate": validate,
             "convert": None if convert is None else _section(hand_offs_of(convert)),
