@@ -8,12 +8,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lowbit.passes.methods.mse import Mse
 from lowbit.passes.methods.rtn import Rtn
 from lowbit.pipeline.calibrate.sequential import calibrate
+from lowbit.pipeline.errors import PipelineError
 from lowbit.pipeline.export.exporter import export_graph
 from lowbit.pipeline.store.source_digest import reached, source_digest
 
@@ -93,6 +95,14 @@ def test_whatever_can_change_a_result_counts(digest_of: Callable[..., str]) -> N
     ):
         digests.append(digest_of(change))
     assert len(set(digests)) == len(digests)
+
+
+def test_code_that_cannot_be_read_is_refused() -> None:
+    """As of a class that was typed into a notebook: nobody could tell when it changes."""
+    typed: dict[str, Any] = {"__name__": "__main__"}
+    exec("def mine(x):\n    return x\n", typed)
+    with pytest.raises(PipelineError, match="the source of mine in '__main__' cannot be read"):
+        source_digest(typed["mine"])
 
 
 def test_what_a_method_and_a_step_reach() -> None:
