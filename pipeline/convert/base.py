@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import ClassVar, Generic, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
@@ -129,8 +130,8 @@ class Target(ABC, Generic[OptionsT]):
         raise ConvertError(f"{folder}: {cls.label} has no chat here. Use --runtime onnx.")
 
 
-def check_lowered(graph: gs.Graph, model_file: Path, ids: np.ndarray, feeds: Feeds) -> float:
-    """Relative difference of the logits of a lowered graph, given `feeds`, and of `model_file`, given token ids int64 [tokens].
+def check_lowered(graph: gs.Graph, model_file: Path, ids: npt.NDArray[np.int64], feeds: Feeds) -> float:
+    """Relative difference of the logits of a lowered graph, given `feeds`, and of `model_file`, given token ids [tokens].
 
     Weights that the lowered graph kept lie where those of their name do in `model_file`.
 
@@ -154,6 +155,6 @@ def check_lowered(graph: gs.Graph, model_file: Path, ids: np.ndarray, feeds: Fee
     return error
 
 
-def _logits(graph: gs.Graph, folder: Path, feeds: Feeds) -> np.ndarray:
+def _logits(graph: gs.Graph, folder: Path, feeds: Feeds) -> npt.NDArray[np.float32]:
     """Logits of one run, block by block."""
     return next(LayerwiseModel(graph, folder, "logits").run([feeds], lambda done: None))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
@@ -31,8 +32,8 @@ class Embedding(Protocol):
     def config(self) -> dict[str, Any]:
         """What llm_config.json says about it."""
 
-    def look_up(self, ids: np.ndarray) -> np.ndarray:
-        """float32 [len(ids), hidden]."""
+    def look_up(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Rows [len(ids), hidden]."""
 
     def write(self, folder: Path) -> None:
         """Write the file, in streams."""
@@ -60,7 +61,7 @@ class FloatEmbedding:
     def config(self) -> dict[str, Any]:
         return {} if self._dtype == "bf16" else _tie(16, 0, 0, 0, "fp16")
 
-    def look_up(self, ids: np.ndarray) -> np.ndarray:
+    def look_up(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         return np.concatenate([self.weight.rows(int(i), int(i) + 1) for i in ids]).astype(np.float32)
 
     def write(self, folder: Path) -> None:
@@ -92,7 +93,7 @@ class QuantizedEmbedding:
         codes = self.layer.n * self.layer.k * self.layer.bits // 8
         return _tie(self.layer.bits, self.layer.block_size, codes, self.placed.sizes[1], self.placed.scale_dtype)
 
-    def look_up(self, ids: np.ndarray) -> np.ndarray:
+    def look_up(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         layer = self.layer
         rows = []
         for i in map(int, ids):

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from lowbit.pipeline.errors import ConvertError
 
+Words = npt.NDArray[np.uint32]
 
-def words_of(file: Path) -> np.ndarray:
+
+def words_of(file: Path) -> Words:
     """An MNN file as uint32: a vector in it is its length, then its numbers (flatbuffers' internals)."""
     return np.fromfile(file, np.uint32, file.stat().st_size // 4)
 
 
-def exact_values(name: str, printed: np.ndarray, constant: np.ndarray | None, words: np.ndarray) -> list[float]:
-    """The float32 values that `printed` ones were rounded from: those of the graph's `constant` of that name, if there is one,
-    or a vector in the file `words` that the converter wrote first.
+def exact_values(name: str, printed: npt.NDArray[np.float64], constant: npt.NDArray[Any] | None, words: Words) -> list[float]:
+    """The float32 values that `printed` ones were rounded from.
+
+    They are those of the graph's `constant` of that name, if there is one, or a vector in the file `words` that the converter
+    wrote first.
 
     Raises:
         ConvertError: neither holds such values.

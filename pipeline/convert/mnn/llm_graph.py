@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnx_graphsurgeon as gs
 
@@ -18,7 +19,7 @@ from lowbit.passes.graph.decoder import find_norms
 from lowbit.passes.graph.lowered_ops import ROPES
 from lowbit.pipeline.convert.mnn.converter import convert, read_json, write_json
 from lowbit.pipeline.convert.mnn.editor import GAMMAS, Editor, name_by_content
-from lowbit.pipeline.convert.mnn.exact_floats import exact_values, words_of
+from lowbit.pipeline.convert.mnn.exact_floats import Words, exact_values, words_of
 from lowbit.pipeline.convert.mnn.weights import MnnLayer
 from lowbit.pipeline.errors import ConvertError
 
@@ -34,20 +35,26 @@ def write_mnn(graph: gs.Graph, layers: dict[str, MnnLayer], target: Path, scratc
     Raises:
         ConvertError: the converter refuses, or the result lacks an operator or a constant.
     """
-    nodes = {node.outputs[0].name: node for node in graph.nodes}
-    gammas = {norm.y.name: norm for norm in find_norms(graph)}
-    floats = {
-        t.name: np.asarray(t.values) for t in graph.tensors().values() if isinstance(t, gs.Constant) and t.dtype == np.float32
-    }
-    floats |= {node.outputs[0].name: np.asarray(node.attrs["value"].values) for node in graph.nodes if node.op == "Constant"}
+    first, edited = scratch / "converted.mnn", scratch / "edited.mnn"
     bare = graph.copy()
     bare.functions.clear()
     onnx.save(gs.export_onnx(bare), str(scratch / "lowered.onnx"))
-    first = scratch / "converted.mnn"
-    options = ("--allowCustomOp", "--transformerFuse", "--transformerFuseC4=0")
-    convert("ONNX", scratch / "lowered.onnx", first, *options)
+    convert("ONNX", scratch / "lowered.onnx", first, "--allowCustomOp", "--transformerFuse", "--transformerFuseC4=0")
     document = read_json(first, scratch / "converted.json")
-    editor, words = Editor(document), words_of(first)
+    _edit(document, graph, layers, words_of(first))
+    write_json(document, edited, scratch / "edited.json")
+    # fused RoPE needs the packed layout that this pass arranges
+    convert("MNN", edited, target, "--optimizeLevel=1", "--transformerFuseC4=1")
+    name_by_content(target, read_json(target, scratch / "named.json")["mnn_uuid"])
+    check_graph(graph, target, scratch)
+
+
+def _edit(document: dict[str, Any], graph: gs.Graph, layers: dict[str, MnnLayer], words: Words) -> None:
+    """Turn placeholders into operators and rounded numbers into exact ones."""
+    nodes = {node.outputs[0].name: node for node in graph.nodes}
+    gammas = {norm.y.name: norm for norm in find_norms(graph)}
+    floats = _float_constants(graph)
+    editor = Editor(document)
     for op in document["oplists"]:
         match op["type"]:
             case "Extra":
@@ -64,12 +71,15 @@ def write_mnn(graph: gs.Graph, layers: dict[str, MnnLayer], target: Path, scratc
     if gammas:
         raise ConvertError(f"the converter did not fuse the norm '{next(iter(gammas))}'.")
     document["oplists"] = editor.ops
-    edited = scratch / "edited.mnn"
-    write_json(document, edited, scratch / "edited.json")
-    # fused RoPE needs the packed layout that this pass arranges
-    convert("MNN", edited, target, "--optimizeLevel=1", "--transformerFuseC4=1")
-    name_by_content(target, read_json(target, scratch / "named.json")["mnn_uuid"])
-    check_graph(graph, target, scratch)
+
+
+def _float_constants(graph: gs.Graph) -> dict[str, npt.NDArray[Any]]:
+    """Values by the name of their tensor: initializers in float32, and what Constant nodes hold."""
+    constants = [t for t in graph.tensors().values() if isinstance(t, gs.Constant) and t.dtype == np.float32]
+    inline = [node for node in graph.nodes if node.op == "Constant"]
+    return {t.name: np.asarray(t.values) for t in constants} | {
+        node.outputs[0].name: np.asarray(node.attrs["value"].values) for node in inline
+    }
 
 
 def check_graph(graph: gs.Graph, mnn_file: Path, scratch: Path) -> None:
@@ -96,14 +106,14 @@ def check_graph(graph: gs.Graph, mnn_file: Path, scratch: Path) -> None:
             raise ConvertError(f"{mnn_file.name}: the constant '{name}' is not there bit for bit.")
 
 
-def _exact_norm(main: dict[str, Any], gamma: np.ndarray, epsilon: float) -> None:
+def _exact_norm(main: dict[str, Any], gamma: npt.NDArray[Any], epsilon: float) -> None:
     if not np.allclose(main["gamma"], gamma, rtol=1e-5, atol=1e-6) or any(main.get("beta", [])):
         raise ConvertError("the converter's LayerNorm has another gamma than the graph.")
     main["gamma"] = [float(g) for g in gamma]
     main["epsilon"] = float(np.float32(epsilon))
 
 
-def _exact_constant(op: dict[str, Any], floats: dict[str, np.ndarray], words: np.ndarray) -> None:
+def _exact_constant(op: dict[str, Any], floats: dict[str, npt.NDArray[Any]], words: Words) -> None:
     """Put the exact values of a float constant back into its JSON form."""
     main = op.get("main") or {}
     if op["type"] != "Const" or main.get("dataType", "DT_FLOAT") != "DT_FLOAT" or "float32s" not in main:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numba
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
@@ -59,7 +60,7 @@ def prove_plain(model_file: Path, mnn_file: Path, scratch: Path) -> Proof:
 
 
 def _prove_layers(
-    layers: dict[str, StoredLayer], biases: dict[str, np.ndarray], mnn_file: Path, scratch: Path
+    layers: dict[str, StoredLayer], biases: dict[str, npt.NDArray[np.float32]], mnn_file: Path, scratch: Path
 ) -> dict[str, Any]:
     """Compare all layers with the file's convolutions; returns those."""
     weight_file = mnn_file.with_name(f"{mnn_file.name}.weight")
@@ -76,7 +77,7 @@ def _prove_layers(
     return convolutions
 
 
-def _prove_layer(layer: StoredLayer, main: dict[str, Any], bias: np.ndarray | None, weight_file: Path) -> int:
+def _prove_layer(layer: StoredLayer, main: dict[str, Any], bias: npt.NDArray[np.float32] | None, weight_file: Path) -> int:
     """Compare one layer; returns where its last byte lies."""
     quantization, common = main["quanParameter"], main["common"]
     offset, codes_size, alpha_size, bias_size = main["external"][:4]
@@ -147,7 +148,7 @@ def _prove_alpha(layer: StoredLayer, alpha: Region, symmetric: bool) -> None:
         pass
 
 
-def _prove_bias(layer: StoredLayer, ours: np.ndarray | None, theirs: Region) -> None:
+def _prove_bias(layer: StoredLayer, ours: npt.NDArray[np.float32] | None, theirs: Region) -> None:
     expected = np.empty(0, np.float32) if ours is None else ours
     if not np.array_equal(theirs.rows(0, theirs.shape[0]), expected):
         raise ConvertError(f"{layer.name}: its bias in {theirs.file.name} is not that of the ONNX file.")
@@ -182,7 +183,7 @@ def _prove_float_embedding(model_file: Path, folder: Path) -> None:
             raise ConvertError(f"{file.name}: the embedding differs from '{lookup.input[0]}' in rows {start} to {stop}.")
 
 
-def _biases(model_file: Path) -> dict[str, np.ndarray]:
+def _biases(model_file: Path) -> dict[str, npt.NDArray[np.float32]]:
     """Biases of the ONNX file by layer, float32."""
     model = onnx.load(str(model_file), load_external_data=False)
     onnx.load_external_data_for_model(

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 
 import numba
 import numpy as np
+import numpy.typing as npt
 
 from lowbit.passes.quant.format import ScaleDtype
 from lowbit.passes.quant.pack import unpack_codes
@@ -30,12 +31,12 @@ class MnnLayer:
 
     Attributes:
         layer: the codes it is made from.
-        bias: float32 [n], or None.
+        bias: [n], or None.
         offset: of its first byte in the file.
     """
 
     layer: StoredLayer
-    bias: np.ndarray | None
+    bias: npt.NDArray[np.float32] | None
     scale_dtype: ScaleDtype
     offset: int
 
@@ -105,7 +106,7 @@ class MnnLayer:
         for start, stop in self.layer.row_ranges():
             stream.write(self._alpha(start, stop).data)
 
-    def _alpha(self, start: int, stop: int) -> np.ndarray:
+    def _alpha(self, start: int, stop: int) -> npt.NDArray[Any]:
         dtype = np.float16 if self.scale_dtype == "fp16" else np.float32
         layer = self.layer
         scales = layer.scales.rows(start, stop).astype(np.float64)
@@ -143,7 +144,9 @@ def pack_msb(codes, bits):  # type: ignore[no-untyped-def]
     return packed
 
 
-def lay_out(layers: list[tuple[StoredLayer, np.ndarray | None]], scale_dtype: ScaleDtype, start: int = 0) -> list[MnnLayer]:
+def lay_out(
+    layers: list[tuple[StoredLayer, npt.NDArray[np.float32] | None]], scale_dtype: ScaleDtype, start: int = 0
+) -> list[MnnLayer]:
     """The places of layers (with their biases) in one weight file, in the order given, from byte `start` on."""
     placed: list[MnnLayer] = []
     for layer, bias in layers:

@@ -15,8 +15,7 @@ from tokenizers import Tokenizer
 from lowbit.pipeline.checkpoint.chat_template import CONVERSATIONS
 from lowbit.pipeline.checkpoint.huggingface import Checkpoint
 from lowbit.pipeline.convert.compare_text import TEXTS, compare_chats, compare_ids
-from lowbit.pipeline.convert.genai.llm import OnnxruntimeGenai
-from lowbit.pipeline.convert.genai.options import GenaiOptions
+from lowbit.pipeline.convert.genai.config import write_tokenizer_config
 from lowbit.pipeline.convert.mnn.tokenizer import tokenizer_bytes
 from tests.conftest import PYDOCS
 from tests.pipeline.chat_templates import CHATML, REFUSES_SYSTEM, TEMPLATES
@@ -83,7 +82,7 @@ def test_onnxruntime_genai_renders_as_transformers_does(results: Callable[..., P
         "narrow_embedding", "quantize_matmul: {bits: 4, block_size: 32}", convert="convert: {target: onnxruntime-genai}"
     )
     folder = shutil.copytree(done / "genai", tmp_path / "genai")
-    OnnxruntimeGenai(GenaiOptions(), checkpoint)._write_tokenizer_config(folder)
+    write_tokenizer_config(checkpoint, folder)
     shutil.copyfile(checkpoint.folder / "tokenizer.json", folder / "tokenizer.json")
     command = [sys.executable, "-c", RENDER_GENAI, str(folder), json.dumps(CONVERSATIONS)]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
