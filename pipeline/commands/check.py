@@ -44,7 +44,9 @@ def _prove(folder: Path, manifest: Manifest) -> int:
 
 def _first_layer(folder: Path, name: str, manifest: Manifest) -> str:
     """What the codes say about a changed weight file, where they say something."""
-    if not name.endswith((".mnn.weight", DATA)):
+    place = Path(name)
+    hand_off = manifest.hand_offs.get(place.parts[0])
+    if place.name not in (find_target(hand_off.target).weight_files if hand_off else (DATA,)):
         return "its SHA-256 is another"
     try:
         _prove(folder, manifest)

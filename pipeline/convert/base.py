@@ -49,6 +49,7 @@ class Target(ABC, Generic[OptionsT]):
         label: what tables call the engine.
         modes: the ways that it computes in `compare`, by their names there, and what tables call them; the first is in float
             arithmetic.
+        weight_files: the files that hold weights: of a changed one, `check` says which weight it is.
         packages: the engine, for the key of what it computes.
         sources: modules that run in the engine's own process, likewise.
         decoders: whether it takes models that generate text, or all others.
@@ -57,6 +58,7 @@ class Target(ABC, Generic[OptionsT]):
 
     label: ClassVar[str]
     modes: ClassVar[dict[str, str]]
+    weight_files: ClassVar[tuple[str, ...]] = ()
     packages: ClassVar[tuple[str, ...]]
     sources: ClassVar[tuple[str, ...]] = ()
     decoders: ClassVar[bool] = True

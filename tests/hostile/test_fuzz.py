@@ -26,7 +26,7 @@ from lowbit.passes.quant.format import BlockFormat
 from lowbit.passes.quant.pack import pack_codes, unpack_codes
 from lowbit.passes.quantize_matmul import QuantizeMatmul
 from lowbit.pipeline.commands.check import check_folder
-from lowbit.pipeline.convert.mnn.proof import compare_codes
+from lowbit.pipeline.convert.mnn.proof_codes import compare_codes
 from lowbit.pipeline.convert.mnn.weights import pack_msb
 from lowbit.pipeline.errors import PipelineError, RecipeError
 from lowbit.pipeline.recipe.load import load_recipe

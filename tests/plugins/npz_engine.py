@@ -56,6 +56,7 @@ class Npz(Target[NpzOptions]):
 
     label = "NumPy"
     modes: ClassVar = {"exact": "float arithmetic", "as_stored": "as stored"}
+    weight_files = (WEIGHTS,)
     packages = ("numpy",)
     sources = (WORKER,)
     usage = 'import numpy\n\nnumpy.load("npz/weights.npz")'

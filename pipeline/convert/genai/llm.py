@@ -24,7 +24,7 @@ from lowbit.pipeline.convert.genai.proof import prove
 from lowbit.pipeline.convert.genai.sizes import GenaiSizes
 from lowbit.pipeline.convert.genai.weights import write_weights
 from lowbit.pipeline.errors import ConvertError
-from lowbit.pipeline.onnx_io.writer import MODEL
+from lowbit.pipeline.onnx_io.writer import DATA, MODEL
 from lowbit.pipeline.report.engine_quality import EngineOnText
 from lowbit.pipeline.runtime.partition import Feeds
 from lowbit.pipeline.runtime.session import decoder_feeds
@@ -37,6 +37,7 @@ class OnnxruntimeGenai(Target[GenaiOptions]):
 
     label = "genai"
     modes: ClassVar = {"accuracy_level_0": "float arithmetic", "as_run": "as it runs"}
+    weight_files = (DATA,)
     packages = ("onnxruntime-genai",)
     sources = (WORKER,)
     usage = """\

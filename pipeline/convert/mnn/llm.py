@@ -43,6 +43,7 @@ class MnnLlm(Target[MnnLlmOptions]):
 
     label = "MNN"
     modes = MODES
+    weight_files = (WEIGHTS,)
     packages = ("MNN",)
     sources = (WORKER,)
     usage = """\

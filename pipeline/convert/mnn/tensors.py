@@ -26,7 +26,7 @@ from lowbit.pipeline.onnx_io.reader import read_layers
 from lowbit.pipeline.report.engine_quality import EngineOnOutputs
 from lowbit.pipeline.runtime.partition import Feeds
 
-MODEL = "model.mnn"
+MODEL, WEIGHTS = "model.mnn", "model.mnn.weight"
 WORKER = "lowbit.pipeline.convert.mnn.tensors_worker"
 
 
@@ -35,6 +35,7 @@ class Mnn(Target[MnnOptions]):
 
     label = "MNN"
     modes = MODES
+    weight_files = (WEIGHTS,)
     packages = ("MNN",)
     sources = (WORKER,)
     decoders = False
@@ -63,7 +64,7 @@ class Mnn(Target[MnnOptions]):
         stored = read_layers(model_file)
         layers = [stored[node.name] for node in self.graph.nodes if node.op == "Linear"]
         placed = write_plain(_whole(self.graph), layers, self.options.scale_dtype, folder / MODEL, scratch)
-        with (folder / f"{MODEL}.weight").open("ab") as stream:
+        with (folder / WEIGHTS).open("ab") as stream:
             for done, layer in enumerate(placed):
                 layer.write(stream)
                 progress((done + 1) / len(placed))

@@ -72,6 +72,10 @@ def test_an_engine_from_outside_is_checked(made: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / WEIGHTS, allow_pickle=False, **content)
     with pytest.raises(ConvertError, match=f"'{codes}' differs in"):
         Npz.prove(made / "onnx" / "model.onnx", tmp_path, tmp_path)
+    folder = shutil.copytree(made, tmp_path / "result")
+    shutil.copyfile(tmp_path / WEIGHTS, folder / "npz" / WEIGHTS)
+    with pytest.raises(PipelineError, match=rf"changed since the run \('{codes}' differs in .*\). Run the recipe again"):
+        check_folder(folder)
 
 
 def test_an_engine_from_outside_is_talked_to(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
