@@ -19,8 +19,8 @@ def bits_map(forms: dict[str, tuple[int, int]]) -> Table | None:
     """
     rows: dict[str, dict[str, tuple[int, int]]] = {}
     for name, form in forms.items():
-        found = LAYER.search(f"{name}.")
-        rows.setdefault(found.group(1) if found else "", {})[name.rpartition(".")[2]] = form
+        layer = LAYER.search(f"{name}.")
+        rows.setdefault(layer.group(1) if layer else "", {})[name.rpartition(".")[2]] = form
     layers = [row for number, row in rows.items() if number]
     if all(row == layers[0] for row in layers):
         return None

@@ -56,22 +56,22 @@ def closing_rows(manifest: Manifest) -> list[Row]:
     return rows
 
 
-def _text_rows(found: TextQuality) -> list[Row]:
+def _text_rows(text: TextQuality) -> list[Row]:
     rows = [
-        ("perplexity", f"{found.perplexity:.2f} (float model {found.reference_perplexity:.2f})"),
-        ("KL divergence", f"{found.kl_divergence:.4f} nats per token over {found.tokens:,} tokens"),
-        ("same top token", f"{found.top1_agreement:.1%}"),
-        ("worst window", f"number {found.worst_window + 1}, KL {found.worst_window_kl:.4f}"),
+        ("perplexity", f"{text.perplexity:.2f} (float model {text.reference_perplexity:.2f})"),
+        ("KL divergence", f"{text.kl_divergence:.4f} nats per token over {text.tokens:,} tokens"),
+        ("same top token", f"{text.top1_agreement:.1%}"),
+        ("worst window", f"number {text.worst_window + 1}, KL {text.worst_window_kl:.4f}"),
     ]
-    if (as_run := found.as_run) is not None:
+    if (as_run := text.as_run) is not None:
         level = ", ".join(map(str, as_run.accuracy_levels))
         rows.append((f"at accuracy_level {level}", f"perplexity {as_run.perplexity:.2f}, KL {as_run.kl_divergence:.4f}"))
     return rows
 
 
-def _outputs_rows(found: OutputQuality) -> list[Row]:
-    rows = _error_rows("", found.outputs)
-    if (as_run := found.as_run) is not None:
+def _outputs_rows(quality: OutputQuality) -> list[Row]:
+    rows = _error_rows("", quality.outputs)
+    if (as_run := quality.as_run) is not None:
         rows += _error_rows(f" at accuracy_level {as_run.accuracy_levels[0]}", as_run.outputs)
     return rows
 
@@ -83,33 +83,33 @@ def _error_rows(how: str, outputs: OutputErrors) -> list[Row]:
     ]
 
 
-def _engine_rows(hand_off: HandOff, found: EngineQuality) -> list[Row]:
+def _engine_rows(hand_off: HandOff, figures: EngineQuality) -> list[Row]:
     engine = hand_off.label
-    if isinstance(found, NotCompared):
-        return [(f"{engine} runtime", f"not compared: {found.skipped}")]
-    if isinstance(found, EngineOnText):
+    if isinstance(figures, NotCompared):
+        return [(f"{engine} runtime", f"not compared: {figures.skipped}")]
+    if isinstance(figures, EngineOnText):
         return [
             *(
                 (
                     f"{engine}, {hand_off.modes[name]}",
                     f"logits within {mode.relative_error:.1e} of onnxruntime, perplexity {mode.perplexity:.2f}",
                 )
-                for name, mode in found.modes.items()
+                for name, mode in figures.modes.items()
             ),
-            (f"{engine}, tokenizer", _tokenizer(found.tokenizer)),
-            *([] if found.chat_template is None else [(f"{engine}, chat template", _template(found.chat_template))]),
+            (f"{engine}, tokenizer", _tokenizer(figures.tokenizer)),
+            *([] if figures.chat_template is None else [(f"{engine}, chat template", _template(figures.chat_template))]),
         ]
     return [
         (f"{engine}, {hand_off.modes[name]}", f"outputs within {mode.relative_error:.1e} of onnxruntime")
-        for name, mode in found.modes.items()
+        for name, mode in figures.modes.items()
     ]
 
 
-def _tokenizer(found: TokenizerMatch) -> str:
-    example = "" if found.example is None else f"; another for {found.example!a}"
-    return f"the same ids for {found.equal} of {found.texts} texts{example}"
+def _tokenizer(match: TokenizerMatch) -> str:
+    example = "" if match.example is None else f"; another for {match.example!a}"
+    return f"the same ids for {match.equal} of {match.texts} texts{example}"
 
 
-def _template(found: TemplateMatch) -> str:
-    example = "" if found.example is None else f": {found.example}"
-    return f"the same text for {found.equal} of {found.conversations} conversations{example}"
+def _template(match: TemplateMatch) -> str:
+    example = "" if match.example is None else f": {match.example}"
+    return f"the same text for {match.equal} of {match.conversations} conversations{example}"

@@ -44,8 +44,8 @@ def weight_maps(manifest: Manifest) -> dict[str, str]:
 
 def _layer(name: str) -> str:
     """The number of the layer that a weight belongs to; empty for one outside of layers."""
-    found = LAYER.search(f"{name}.")
-    return found.group(1) if found else ""
+    layer = LAYER.search(f"{name}.")
+    return layer.group(1) if layer else ""
 
 
 def _kind(name: str) -> str:

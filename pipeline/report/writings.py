@@ -31,7 +31,7 @@ def writings(manifest: Manifest) -> list[Writing]:
     written = []
     for number, continuation in enumerate((text and text.continuations) or ()):
         texts = {"float model": continuation.float, "onnxruntime": continuation.onnxruntime, **_by_engines(manifest, number)}
-        lines = [_line(name, one, continuation.float) for name, one in texts.items()]
+        lines = [_line(name, written_by, continuation.float) for name, written_by in texts.items()]
         written.append(Writing(continuation.prompt, lines))
     return written
 
@@ -41,8 +41,8 @@ def _by_engines(manifest: Manifest, number: int) -> dict[str, str]:
     return {
         f"{hand_off.label}, {hand_off.modes[name]}": mode.continuations[number]
         for folder, hand_off in manifest.hand_offs.items()
-        if isinstance(found := manifest.quality.engines[folder], EngineOnText)
-        for name, mode in found.modes.items()
+        if isinstance(figures := manifest.quality.engines[folder], EngineOnText)
+        for name, mode in figures.modes.items()
     }
 
 

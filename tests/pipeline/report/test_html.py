@@ -16,13 +16,20 @@ import yaml
 from PIL import Image
 from rich.console import Console
 
+from lowbit.pipeline.checkpoint.huggingface import open_checkpoint
 from lowbit.pipeline.commands.check import check_folder
 from lowbit.pipeline.recipe.load import load_recipe
+from lowbit.pipeline.recipe.sections import Validate
 from lowbit.pipeline.report.html import write_pages
 from lowbit.pipeline.report.manifest import Manifest
+from lowbit.pipeline.report.quality import Quality
 from lowbit.pipeline.report.template import visible
 from lowbit.pipeline.run.runner import run_recipe
+from tests.pipeline.report.manifests import manifest as manifest_of
+from tests.pipeline.report.manifests import output_quality
 from tests.tiny import recipe_text
+
+ROOT = Path(__file__).parents[3]
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 QUIETLY = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run")
@@ -101,8 +108,6 @@ def test_the_card_has_front_matter(made: Path) -> None:
 
 
 def test_a_missed_gate_is_seen(made: Path, tmp_path: Path, tiny: Callable[..., Path]) -> None:
-    from lowbit.pipeline.checkpoint.huggingface import open_checkpoint
-
     manifest = json.loads((made / "manifest.json").read_text("utf-8"))
     manifest["gates"][0] |= {"passed": False, "allowed": 0.001}
     write_pages(tmp_path, Manifest.model_validate_json(json.dumps(manifest)), open_checkpoint(tiny("llama"), "x"))
@@ -114,3 +119,20 @@ def test_a_missed_gate_is_seen(made: Path, tmp_path: Path, tiny: Callable[..., P
 def test_signs_for_what_cannot_be_seen() -> None:
     assert visible(" a\tb\n ") == "\u2423a\u21e5b\u23ce\u2423"
     assert visible("  ") == "\u2423\u2423"
+
+
+@pytest.mark.parametrize("quality", [Quality(), Quality(onnxruntime=output_quality())], ids=["not measured", "no text"])
+def test_a_report_shows_what_there_is(tmp_path: Path, quality: Quality) -> None:
+    write_pages(tmp_path, manifest_of(quality, Validate()), open_checkpoint(ROOT / "tests" / "models" / "qwen2-pydocs", "x"))
+    page, card = ((tmp_path / name).read_text("utf-8") for name in ("report.html", "README.md"))
+    assert re.findall("<h2>(.*?)</h2>", page) == [
+        "Where the bytes went",
+        "Bits of every weight",
+        "Error of every weight",
+        "All figures",
+        "Proof",
+        "Recipe",
+        "Steps",
+    ]
+    assert ("largest relative error of an output" in page) == (quality.outputs is not None)
+    assert "pipeline_tag" not in card
