@@ -12,10 +12,10 @@ from lowbit.passes.quant.weights import Weight
 from lowbit.pipeline.checkpoint.huggingface import Checkpoint
 from lowbit.pipeline.recipe.recipe import Recipe
 from lowbit.pipeline.report.gates import gates
-from lowbit.pipeline.report.manifest import MANIFEST, VERSION, HandOff, Manifest, Size, Source, WeightRecord
+from lowbit.pipeline.report.manifest import MANIFEST, VERSION, Manifest
 from lowbit.pipeline.report.progress import Record
 from lowbit.pipeline.report.quality import Quality
-from lowbit.pipeline.report.step_record import StepRecord
+from lowbit.pipeline.report.records import HandOff, Size, Source, StepRecord, WeightRecord
 from lowbit.pipeline.store.digests import sha256, versions
 from lowbit.pipeline.store.store import Entry
 

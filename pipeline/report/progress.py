@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from lowbit.pipeline.report.peak_memory import PeakMemory
-from lowbit.pipeline.report.step_record import StepRecord
+from lowbit.pipeline.report.records import StepRecord
 
 log = logging.getLogger(__name__)
 

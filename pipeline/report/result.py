@@ -11,8 +11,9 @@ from rich.table import Table
 
 from lowbit.pipeline.report.comparison import COLUMNS, comparison_rows, comparison_table, read_results, write_comparison
 from lowbit.pipeline.report.html import result_card
-from lowbit.pipeline.report.manifest import Manifest, Size, read_manifest
+from lowbit.pipeline.report.manifest import Manifest, read_manifest
 from lowbit.pipeline.report.quality import Quality
+from lowbit.pipeline.report.records import Size
 from lowbit.pipeline.report.summary import closing_rows
 from lowbit.pipeline.report.template import page_template
 

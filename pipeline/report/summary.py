@@ -9,8 +9,9 @@ from rich.table import Table
 
 from lowbit.pipeline.report.bits_map import bits_map
 from lowbit.pipeline.report.engine_quality import EngineOnText, EngineQuality, NotCompared, TemplateMatch, TokenizerMatch
-from lowbit.pipeline.report.manifest import HandOff, Manifest
+from lowbit.pipeline.report.manifest import Manifest
 from lowbit.pipeline.report.output_quality import OutputErrors, OutputQuality
+from lowbit.pipeline.report.records import HandOff
 from lowbit.pipeline.report.text_quality import TextQuality
 from lowbit.pipeline.report.units import megabytes
 

@@ -11,7 +11,8 @@ import numpy as np
 from lowbit.passes.graph.names import LAYER
 from lowbit.pipeline.report.charts import map_figure
 from lowbit.pipeline.report.drawing import svg
-from lowbit.pipeline.report.manifest import Manifest, WeightRecord
+from lowbit.pipeline.report.manifest import Manifest
+from lowbit.pipeline.report.records import WeightRecord
 
 
 def bytes_by_kind(manifest: Manifest) -> dict[str, int]:

@@ -16,9 +16,9 @@ from lowbit.pipeline.checkpoint.huggingface import Checkpoint
 from lowbit.pipeline.checkpoint.onnx_model import OnnxModel
 from lowbit.pipeline.export.support import is_decoder
 from lowbit.pipeline.recipe.recipe import Recipe
-from lowbit.pipeline.report.manifest import HandOff
 from lowbit.pipeline.report.progress import Steps
 from lowbit.pipeline.report.quality import Quality
+from lowbit.pipeline.report.records import HandOff
 from lowbit.pipeline.runtime.partition import Feeds
 from lowbit.pipeline.store.digests import digest, sha256
 from lowbit.pipeline.store.store import Entry, Store

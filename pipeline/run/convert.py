@@ -13,7 +13,7 @@ from lowbit.pipeline.onnx_io.writer import MODEL
 from lowbit.pipeline.recipe.recipe import Recipe
 from lowbit.pipeline.recipe.sections import Convert
 from lowbit.pipeline.report.engine_quality import Compared, NotCompared
-from lowbit.pipeline.report.manifest import HandOff
+from lowbit.pipeline.report.records import HandOff
 from lowbit.pipeline.run.context import RUNTIME_LIBRARIES, Run
 from lowbit.pipeline.run.prepare import COMPARED_SAMPLES
 from lowbit.pipeline.run.quantize import WRITE

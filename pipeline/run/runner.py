@@ -15,7 +15,8 @@ from lowbit.pipeline.recipe.recipe import Recipe
 from lowbit.pipeline.report.html import write_pages
 from lowbit.pipeline.report.log import logged
 from lowbit.pipeline.report.make_manifest import make_manifest, seal_manifest
-from lowbit.pipeline.report.manifest import Manifest, Source
+from lowbit.pipeline.report.manifest import Manifest
+from lowbit.pipeline.report.records import Source
 from lowbit.pipeline.report.summary import show_result
 from lowbit.pipeline.run.context import Run
 from lowbit.pipeline.run.prepare import opening_steps

@@ -5,10 +5,10 @@ from __future__ import annotations
 from lowbit.pipeline.recipe.sections import Validate
 from lowbit.pipeline.report.engine_quality import EngineOnText, NotCompared, TemplateMatch, TextMode, TokenizerMatch
 from lowbit.pipeline.report.gates import gates
-from lowbit.pipeline.report.manifest import VERSION, HandOff, Manifest, Size, Source, WeightRecord
+from lowbit.pipeline.report.manifest import VERSION, Manifest
 from lowbit.pipeline.report.output_quality import OutputError, OutputQuality, OutputsAsRun
 from lowbit.pipeline.report.quality import Quality
-from lowbit.pipeline.report.step_record import StepRecord
+from lowbit.pipeline.report.records import HandOff, Size, Source, StepRecord, WeightRecord
 from lowbit.pipeline.report.text_quality import Continuation, Flip, TextQuality, WorstWindow
 
 GATES = Validate(max_kl_divergence=0.1, max_perplexity_ratio=1.5)
