@@ -39,7 +39,7 @@ def options_reference(schema: Schema, kind: str) -> str:
 def commands_reference() -> str:
     """Markdown of every command: what it does, a table of its arguments and options."""
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    return "\n\n".join(_command(name, command) for name, command in sorted(commands.items()))
+    return "\n\n".join(_command(name, command) for name, command in commands.items())
 
 
 def _sections(schema: Schema) -> dict[str, Schema]:

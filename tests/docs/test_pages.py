@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import re
 import shlex
 from functools import cache
@@ -14,6 +15,7 @@ import pytest
 import typer
 import yaml
 
+import lowbit
 from lowbit import passes
 from lowbit.passes import methods
 from lowbit.pipeline.__main__ import app
@@ -79,6 +81,9 @@ def test_every_python_block_compiles_and_imports_what_there_is(block: Block) -> 
         if isinstance(node, ast.ImportFrom):
             module = importlib.import_module(node.module or "")
             assert all(hasattr(module, name.name) for name in node.names), ast.unparse(node)
+        if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("lowbit."):
+            function = getattr(lowbit, ast.unparse(node.func).removeprefix("lowbit."))
+            inspect.signature(function).bind(*node.args, **{word.arg: word.value for word in node.keywords if word.arg})
 
 
 def test_the_pass_of_the_documentation_passes_its_test() -> None:
@@ -113,9 +118,18 @@ def test_the_method_of_the_documentation_quantizes(plugins: None) -> None:
         method().quantize(rows, BlockFormat(3, 32, True, "fp16"))
 
 
+@pytest.mark.parametrize(
+    ("page", "recipe"), [("docs/recipes.md", "demo-q3"), ("README.md", "deepseek-r1-7b-q3-fast")], ids=["guide", "readme"]
+)
+def test_recipes_that_pages_explain_are_those_that_come_along(page: str, recipe: str) -> None:
+    shown = yaml.safe_load(next(body for name, body in FENCE.findall((ROOT / page).read_text("utf-8")) if name == "yaml"))
+    there = yaml.safe_load((ROOT / "recipes" / f"{recipe}.yaml").read_text("utf-8"))
+    assert {name: shown[name] for name in ("passes", "validate")} == {name: there[name] for name in ("passes", "validate")}
+
+
 @cache
-def commands() -> dict[str, Any]:
-    return dict(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+def command_line() -> Any:
+    return typer.main.get_command(app)
 
 
 @pytest.mark.parametrize("block", blocks("bash"))
@@ -124,7 +138,7 @@ def test_every_command_exists_with_its_options(block: Block) -> None:
         words = shlex.split(line, comments=True)
         check_words(words)
         if words[:1] == ["lowbit"]:  # whole: what is required is there
-            commands()[words[1]].make_context(words[1], words[2:])
+            command_line().commands[words[1]].make_context(words[1], words[2:])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -137,8 +151,9 @@ def check_words(words: list[str]) -> None:
     """A command of lowbit has the options that are named; a target of make and its variables are in the Makefile."""
     match words:
         case ["lowbit", name, *rest]:
-            known = {option for parameter in commands()[name].params for option in parameter.opts}
-            assert {word.partition("=")[0] for word in rest if word.startswith("--")} <= known, words
+            command = command_line() if name.startswith("-") else command_line().commands[name]
+            known = {option for parameter in command.params for option in parameter.opts}
+            assert {word.partition("=")[0] for word in [name, *rest] if word.startswith("--")} <= known, words
         case ["make", *rest]:
             makefile = (ROOT / "Makefile").read_text("utf-8")
             for word in rest:
