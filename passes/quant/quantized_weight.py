@@ -6,12 +6,14 @@ reading, and whoever writes the file may compute one weight at a time and rememb
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numba
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import TensorProto
 
@@ -47,7 +49,7 @@ class QuantizedWeight:
         form: bits, block size, symmetry, scale dtype.
         method: how codes are chosen.
         hessian: second moments of the layer's inputs, for a calibrated method; known once those were looked at.
-        target: what the codes shall come close to, [N, K], where that is not the source.
+        target: rows of the source -> what their codes shall come close to, both [rows, K], where that is another weight.
         training: the pass that wants its codes trained afterwards.
     """
 
@@ -56,7 +58,7 @@ class QuantizedWeight:
     form: BlockFormat
     method: Method
     hessian: Hessian | None = None
-    target: Weight | None = None
+    target: Callable[[npt.NDArray[Any]], npt.NDArray[np.float32]] | None = None
     training: Pass | None = None
 
     @property
@@ -105,7 +107,7 @@ class QuantizedWeight:
                 f"{self.name}: weight [{start + row}, {column}] is {wide[row, column]}. Only finite weights "
                 "can be quantized; the checkpoint is damaged or its training diverged."
             )
-        wanted = rows if self.target is None else self.target.rows(start, start + len(rows))
+        wanted = rows if self.target is None else self.target(rows)
         return self.chunk(start, rows, self.method.quantize(wanted, self.form, self.hessian))
 
     def chunk(self, start: int, rows: np.ndarray, blocks: Blocks) -> Chunk:

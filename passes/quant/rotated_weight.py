@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from onnx import TensorProto
 
 from lowbit.passes.quant.hadamard import Rotation
-from lowbit.passes.quant.weights import Weight, rows_per_chunk
+from lowbit.passes.quant.weights import DerivedWeight, Reader, Weight
 
 
-class TurnedWeight(Weight):
+class TurnedWeight(DerivedWeight):
     """Q_out^T (W diagonal(scale)) Q_in, float32 [N, K], by rows."""
 
     def __init__(
@@ -21,45 +21,29 @@ class TurnedWeight(Weight):
         super().__init__(source.shape, TensorProto.FLOAT)
         self.source, self.scale, self.turn_in, self.turn_out = source, scale, turn_in, turn_out
 
-    def rows(self, start: int, stop: int) -> np.ndarray:
-        if self.turn_out is None:
-            return self._turned(start, stop)
-        size = self.turn_out.size
-        first, last = start // size * size, -(-stop // size) * size
-        return _LAST.of(self, first, last)[start - first : stop - first]
+    def reader(self) -> Reader:
+        read = self.source.reader()
+        scale = None if self.scale is None else self.scale.load().astype(np.float32)
 
-    def chunks(self) -> Iterator[tuple[int, np.ndarray]]:
-        step = rows_per_chunk(self.nbytes // self.shape[0])
-        for start in range(0, self.shape[0], step):
-            yield start, self.rows(start, min(start + step, self.shape[0]))
+        def rows(start: int, stop: int) -> npt.NDArray[np.float32]:
+            scaled = read(start, stop).astype(np.float32)
+            if scale is not None:
+                scaled = scaled * scale
+            return scaled if self.turn_in is None else self.turn_in.turn(scaled)
 
-    def _turned(self, start: int, stop: int) -> np.ndarray:
-        rows = self.source.rows(start, stop).astype(np.float32)
-        if self.scale is not None:
-            rows = rows * self.scale.load().astype(np.float32)
-        return rows if self.turn_in is None else self.turn_in.turn(rows)
-
-    def group(self, first: int, last: int) -> np.ndarray:
-        """Rows of whole groups, which turning the output mixes."""
-        assert self.turn_out is not None
-        return np.ascontiguousarray(self.turn_out.turn(self._turned(first, last).T).T)
+        return rows if self.turn_out is None else _mixed(rows, self.turn_out)
 
 
-class _Last:
-    """The groups that were mixed last: a weight is read by rows, and each group would else be mixed anew for every few."""
+def _mixed(read: Reader, rotation: Rotation) -> Reader:
+    """Turn the other side, which mixes whole groups of rows: those mixed last are kept for the rows that come next."""
+    first = 0
+    mixed: npt.NDArray[np.float32] = np.empty((0, 0), np.float32)
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._known: tuple[TurnedWeight | None, int, int] = (None, 0, 0)
-        self._rows = np.empty((0, 0), np.float32)
+    def rows(start: int, stop: int) -> npt.NDArray[Any]:
+        nonlocal first, mixed
+        low, high = start // rotation.size * rotation.size, -(-stop // rotation.size) * rotation.size
+        if low < first or high > first + len(mixed):
+            first, mixed = low, np.ascontiguousarray(rotation.turn(read(low, high).T).T)
+        return mixed[start - first : stop - first]
 
-    def of(self, weight: TurnedWeight, first: int, last: int) -> np.ndarray:
-        with self._lock:
-            known, low, high = self._known
-            if known is not weight or first < low or last > high:
-                self._rows, self._known = weight.group(first, last), (weight, first, last)
-                low = first
-            return self._rows[first - low : last - low]
-
-
-_LAST = _Last()
+    return rows

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 from onnx import TensorProto
 
 from lowbit.passes.base import PassError
-from lowbit.passes.quant.weights import Weight
+from lowbit.passes.quant.weights import DerivedWeight, Reader, Weight
 
 
 class ChannelScale:
@@ -43,7 +44,7 @@ class ChannelScale:
         return np.asarray(values.reshape(-1, self.repeats, self.head_dim).mean(1).reshape(-1))
 
 
-class ScaledWeight(Weight):
+class ScaledWeight(DerivedWeight):
     """diagonal(1 / written) W diagonal(read), float32, by rows; W [N, K], or a bias or gamma [N] that is written alone."""
 
     def __init__(self, source: Weight, read: ChannelScale | None = None, written: ChannelScale | None = None) -> None:
@@ -56,14 +57,18 @@ class ScaledWeight(Weight):
         read = None if self.read is None else self.read.spread(self.read.known())
         return [read, None if self.written is None else self.written.known()]
 
-    def rows(self, start: int, stop: int) -> np.ndarray:
-        read, written = self.scales
-        rows = self.source.rows(start, stop).astype(np.float32)
-        if read is not None:
-            rows = rows * read
-        if written is not None:
-            rows = rows / written[start:stop].reshape(-1, *[1] * (rows.ndim - 1))
-        return np.asarray(rows, np.float32)
+    def reader(self) -> Reader:
+        (columns, divisors), read = self.scales, self.source.reader()
+
+        def rows(start: int, stop: int) -> npt.NDArray[np.float32]:
+            scaled = read(start, stop).astype(np.float32)
+            if columns is not None:
+                scaled = scaled * columns
+            if divisors is not None:
+                scaled = scaled / divisors[start:stop].reshape(-1, *[1] * (scaled.ndim - 1))
+            return np.asarray(scaled, np.float32)
+
+        return rows
 
 
 def read_scale(weight: Weight) -> ChannelScale | None:

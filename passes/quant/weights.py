@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import ml_dtypes
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 ROW_CHUNK_BYTES = 2 << 20
 """About this much of a weight is read at once: small enough for the cache, large enough for the disk."""
+
+Reader = Callable[[int, int], npt.NDArray[Any]]
+"""What `Weight.rows` is: the first row and the one after the last -> rows [stop - start, ...]."""
 
 
 class Weight(LazyValues):  # type: ignore[misc]
@@ -35,16 +40,20 @@ class Weight(LazyValues):  # type: ignore[misc]
         """Rows `start:stop` along axis 0, shape [stop - start, ...], in the stored dtype."""
         raise TypeError(f"{type(self).__name__} cannot be read by rows")
 
+    def reader(self) -> Reader:
+        """`rows`, for one walk from the first row to the last: as long as it is held, it may keep what the next rows need."""
+        return self.rows
+
     def load(self) -> np.ndarray:
         """The whole weight. For small ones: everything large goes through `rows`."""
         return self.rows(0, self.shape[0]) if self.shape else self.rows(0, 1)
 
     def chunks(self) -> Iterator[tuple[int, np.ndarray]]:
         """`(start, rows)` from first to last, each about `ROW_CHUNK_BYTES`."""
-        count = self.shape[0] if self.shape else 1
+        count, read = self.shape[0] if self.shape else 1, self.reader()
         step = rows_per_chunk(self.nbytes // max(count, 1))
         for start in range(0, count, step):
-            yield start, self.rows(start, min(start + step, count))
+            yield start, read(start, min(start + step, count))
 
     @property
     def tensor(self) -> onnx.TensorProto:
@@ -63,22 +72,24 @@ class ArrayWeight(Weight):
         return self.array[start:stop] if self.shape else self.array.reshape(1)
 
 
-class TransposedWeight(Weight):
+class DerivedWeight(Weight):
+    """A weight that is computed from others; a class of it says how, by its `reader`."""
+
+    def rows(self, start: int, stop: int) -> npt.NDArray[Any]:
+        return self.reader()(start, stop)
+
+
+class TransposedWeight(DerivedWeight):
     """The [N, K] view of a weight stored [K, N]."""
 
     def __init__(self, source: Weight) -> None:
         super().__init__(source.shape[::-1], source.onnx_dtype)
         self.source = source
 
-    def rows(self, start: int, stop: int) -> np.ndarray:
-        return np.ascontiguousarray(self.source.load()[:, start:stop].T)
-
-    def chunks(self) -> Iterator[tuple[int, np.ndarray]]:
+    def reader(self) -> Reader:
         """Read the source once: its rows are columns here."""
         loaded = self.source.load()
-        step = rows_per_chunk(self.nbytes // max(self.shape[0], 1))
-        for start in range(0, self.shape[0], step):
-            yield start, np.ascontiguousarray(loaded[:, start : start + step].T)
+        return lambda start, stop: np.ascontiguousarray(loaded[:, start:stop].T)
 
 
 def rows_per_chunk(row_bytes: int) -> int:
@@ -104,29 +115,31 @@ def as_bits(rows: np.ndarray) -> tuple[np.ndarray, int]:
     return np.ascontiguousarray(rows, np.float32).view(np.uint32), 0
 
 
-class CastWeight(Weight):
+class CastWeight(DerivedWeight):
     """A float weight rounded to another float dtype, row by row as it is read."""
 
     def __init__(self, source: Weight, onnx_dtype: int) -> None:
         super().__init__(source.shape, onnx_dtype)
         self.source = source
 
-    def rows(self, start: int, stop: int) -> np.ndarray:
-        return self.source.rows(start, stop).astype(self.numpy_dtype)
+    def reader(self) -> Reader:
+        read = self.source.reader()
+        return lambda start, stop: read(start, stop).astype(self.numpy_dtype)
 
 
-class SlicedWeight(Weight):
+class SlicedWeight(DerivedWeight):
     """Some rows of a weight, `start:stop`."""
 
     def __init__(self, source: Weight, start: int, stop: int) -> None:
         super().__init__((stop - start, *source.shape[1:]), source.onnx_dtype)
         self.source, self.start = source, start
 
-    def rows(self, start: int, stop: int) -> np.ndarray:
-        return self.source.rows(self.start + start, self.start + stop)
+    def reader(self) -> Reader:
+        read = self.source.reader()
+        return lambda start, stop: read(self.start + start, self.start + stop)
 
 
-class StackedWeight(Weight):
+class StackedWeight(DerivedWeight):
     """Weights of one dtype, the rows of the first over those of the next.
 
     Attributes:
@@ -135,17 +148,22 @@ class StackedWeight(Weight):
 
     def __init__(self, parts: list[tuple[str, Weight]]) -> None:
         first = parts[0][1]
-        super().__init__((sum(one.shape[0] for _, one in parts), *first.shape[1:]), first.onnx_dtype)
+        super().__init__((sum(part.shape[0] for _, part in parts), *first.shape[1:]), first.onnx_dtype)
         self.parts = parts
 
-    def rows(self, start: int, stop: int) -> np.ndarray:
-        found, begin = [], 0
-        for _, one in self.parts:
-            inside = max(start - begin, 0), min(stop - begin, one.shape[0])
-            if inside[0] < inside[1]:
-                found.append(one.rows(*inside))
-            begin += one.shape[0]
-        return np.concatenate(found)
+    def reader(self) -> Reader:
+        readers = [(part.shape[0], part.reader()) for _, part in self.parts]
+
+        def rows(start: int, stop: int) -> npt.NDArray[Any]:
+            pieces, begin = [], 0
+            for count, read in readers:
+                first, last = max(start - begin, 0), min(stop - begin, count)
+                if first < last:
+                    pieces.append(read(first, last))
+                begin += count
+            return np.concatenate(pieces)
+
+        return rows
 
 
 def widened(graph: gs.Graph, name: str, weight: Weight) -> gs.Tensor:

@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_limits
 from lowbit.passes.graph.names import LAYER
 from lowbit.passes.quant.quantized_weight import QuantizedWeight
 from lowbit.pipeline.calibrate.activations import PairedActivations
-from lowbit.pipeline.calibrate.corrected_weight import CorrectedWeight
+from lowbit.pipeline.calibrate.correction import Correction
 from lowbit.pipeline.calibrate.subgraphs import PartitionedGraph
 from lowbit.pipeline.onnx_io.entry import write_entry
 from lowbit.pipeline.recipe.sections import Calibrate
@@ -126,7 +126,7 @@ def _quantize(
         for product in missing:
             weight = product.weight
             if hessian is not None and weight.method.calibrated:
-                target = None if drift is None else CorrectedWeight(weight.source, drift, hessian)
+                target = None if drift is None else Correction(drift, hessian)
                 weight = replace(weight, hessian=hessian, target=target)
             entries[product.weight] = store.put(key.weights[product.weight], partial(write_entry, weight))
         for product in readers:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from lowbit.passes.quant.quantized_weight import QuantizedWeight
+from lowbit.passes.quant.rotated_weight import TurnedWeight
 from lowbit.passes.quant.scaled_weight import ScaledWeight
 from lowbit.passes.quant.weights import SlicedWeight, TransposedWeight, Weight
 from lowbit.pipeline.checkpoint.huggingface import Checkpoint
@@ -44,6 +45,10 @@ class SourceDigests:
                 source_digest(ScaledWeight),
                 [None if one is None else one.tolist() for one in weight.scales],
             )
+        if isinstance(weight, TurnedWeight):
+            turns = [None if turn is None else astuple(turn) for turn in (weight.turn_in, weight.turn_out)]
+            scale = None if weight.scale is None else self.of(weight.scale)
+            return digest("turned", self.of(weight.source), scale, turns, source_digest(TurnedWeight))
         if (known := self.known(weight)) is not None:
             return known
         hashed = HashedWeight(weight)

@@ -82,7 +82,8 @@ def test_rows_are_those_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = np.kron(np.eye(4), p).T @ (w * scale) @ np.kron(np.eye(3), q)
     np.testing.assert_allclose(turned.load(), expected, rtol=0, atol=1e-4)
     np.testing.assert_array_equal(turned.rows(5, 21), turned.load()[5:21])
-    monkeypatch.setattr("lowbit.passes.quant.rotated_weight.rows_per_chunk", lambda row_bytes: 7)
+    monkeypatch.setattr("lowbit.passes.quant.weights.ROW_CHUNK_BYTES", 7 * 48 * 4)
+    assert [start for start, _ in turned.chunks()] == [0, 7, 14, 21, 28]
     np.testing.assert_array_equal(np.concatenate([rows for _, rows in turned.chunks()]), turned.load())
 
 

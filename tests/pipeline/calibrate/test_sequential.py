@@ -19,7 +19,7 @@ from rich.console import Console
 from lowbit.passes.registry import find_pass
 from lowbit.pipeline.calibrate import sequential
 from lowbit.pipeline.calibrate.activations import PairedActivations
-from lowbit.pipeline.calibrate.corrected_weight import CorrectedWeight
+from lowbit.pipeline.calibrate.correction import Correction
 from lowbit.pipeline.calibrate.dataset import calibration_windows, docstrings
 from lowbit.pipeline.calibrate.generate import generate
 from lowbit.pipeline.calibrate.sequential import calibrate
@@ -103,7 +103,7 @@ def test_moments_and_targets_are_those_of_torch(exported: Exported, tmp_path: Pa
     w = product.weight.source.load().astype(np.float64)
     expected = w + ((x @ w.T - moved @ w.T).T @ moved / len(moved)) @ np.linalg.inv(h)
     np.testing.assert_allclose(
-        CorrectedWeight(product.weight.source, activations.drift(product.x), hessian).load(),
+        Correction(activations.drift(product.x), hessian)(product.weight.source.load()),
         expected,
         rtol=0,
         atol=1e-3 * np.abs(expected).max(),
