@@ -51,14 +51,14 @@ class FinetuneBlocks(Pass):
         return None
 
     def apply(self, graph: gs.Graph) -> Outcome:
-        found = {weight.name: (node, weight) for node, weight in quantized_matmuls(graph)}
-        if not found:
+        matmuls = {weight.name: (node, weight) for node, weight in quantized_matmuls(graph)}
+        if not matmuls:
             raise PassError("no quantized MatMul found; put quantize_matmul before it.")
-        if any(weight.training is not None for _, weight in found.values()):
+        if any(weight.training is not None for _, weight in matmuls.values()):
             raise PassError("finetune_blocks stands twice here; all layers are trained in one go, so give it one entry.")
-        skipped = select(list(found), self.include, self.exclude, also=set())
-        rewritten = tuple(name for name in found if name not in skipped)
+        skipped = select(list(matmuls), self.include, self.exclude, also=set())
+        rewritten = tuple(name for name in matmuls if name not in skipped)
         for name in rewritten:
-            node, weight = found[name]
+            node, weight = matmuls[name]
             replace_weight(node, weight, replace(weight, training=self))
         return Outcome(rewritten, skipped)

@@ -10,8 +10,9 @@ from pydantic import Field
 
 from lowbit.passes.base import Outcome, Pass, PassError, Phase
 from lowbit.passes.graph.decoder import VIEWS, Norm, find_plain_norms
-from lowbit.passes.graph.match import behind, producer, readers
+from lowbit.passes.graph.match import Bias, before_bias, behind, producer, readers
 from lowbit.passes.graph.quantized_ops import quantized_matmuls, quantized_weight, replace_weight
+from lowbit.passes.quant.quantized_weight import QuantizedWeight
 from lowbit.passes.quant.scaled_weight import ChannelScale, ScaledWeight
 from lowbit.passes.quant.weights import weight_of
 
@@ -49,8 +50,9 @@ class FoldChannelScales(Pass):
         skipped: dict[str, str] = {}
         for x in {id(x): x for node in nodes for x in [behind(node.inputs[0])]}.values():
             reading = [node for node in readers(x) if node.op != "Shape"]
-            names = [weight.name for node in reading if (weight := quantized_weight(node)) is not None]
-            if len(names) < len(reading):
+            weights = [(node, weight) for node in reading if (weight := quantized_weight(node)) is not None]
+            names = [weight.name for _, weight in weights]
+            if len(weights) < len(reading):
                 reason = "something else reads the same input"
             else:
                 scale = self._fold(graph, norms.get(id(x)), x, int(reading[0].attrs["K"]))
@@ -59,8 +61,8 @@ class FoldChannelScales(Pass):
                 skipped |= dict.fromkeys(names, reason)
                 continue
             rewritten += names
-            for node in reading:
-                _scale(node, read=scale)
+            for node, weight in weights:
+                _scale(node, weight, read=scale)
         if not rewritten:
             raise PassError(f"nothing to fold: {next(iter(skipped))}: {next(iter(skipped.values()))}.")
         return Outcome(tuple(rewritten), skipped)
@@ -72,27 +74,27 @@ class FoldChannelScales(Pass):
             scale = ChannelScale(norm.gamma.name.removesuffix(".weight"), channels, self.ratios)
             _divide(scaled, next(i for i, t in enumerate(scaled.inputs) if behind(t) is norm.gamma), scale)
             return scale
-        if (found := _gated(x) or _attended(graph, x)) is None:
+        if (writer := _gated(x) or _attended(graph, x)) is None:
             return None
-        linear, bias, head_dim = found
+        linear, weight, bias, head_dim = writer
         size = int(linear.attrs["N"])
-        weight = quantized_weight(linear)
-        if weight is None or channels % size:
+        if channels % size:
             return None
         scale = ChannelScale(weight.name, size, self.ratios, head_dim or size, channels // size)
-        _scale(linear, written=scale)
+        _scale(linear, weight, written=scale)
         if bias is not None:
-            _divide(*bias, scale)
+            _divide(bias.node, bias.place, scale)
         return scale
 
 
-_Linear = tuple[gs.Node, tuple[gs.Node, int] | None]
-"""A quantized MatMul, and the Add of its bias with the place of the constant."""
+_Linear = tuple[gs.Node, QuantizedWeight, Bias | None]
+"""A quantized MatMul, its weight and its bias."""
 
 
-def _scale(node: gs.Node, read: ChannelScale | None = None, written: ChannelScale | None = None) -> None:
-    weight = quantized_weight(node)
-    assert weight is not None
+def _scale(
+    node: gs.Node, weight: QuantizedWeight, read: ChannelScale | None = None, written: ChannelScale | None = None
+) -> None:
+    """Let a quantized MatMul multiply by its weight with scaled columns or rows."""
     replace_weight(node, weight, replace(weight, source=ScaledWeight(weight.source, read, written)))
 
 
@@ -107,10 +109,10 @@ def _gated(x: gs.Tensor) -> tuple[*_Linear, None] | None:
     product = producer(x)
     if product is None or product.op != "Mul":
         return None
-    found = [(t, linear) for t in map(behind, product.inputs) if (linear := _linear(t)) is not None]
-    if len(found) != 1 or [id(one) for one in readers(found[0][0])] != [id(product)]:
+    factors = [(t, linear) for t in map(behind, product.inputs) if (linear := _linear(t)) is not None]
+    if len(factors) != 1 or [id(reader) for reader in readers(factors[0][0])] != [id(product)]:
         return None
-    return *found[0][1], None
+    return *factors[0][1], None
 
 
 def _attended(graph: gs.Graph, x: gs.Tensor) -> tuple[*_Linear, int] | None:
@@ -127,12 +129,7 @@ def _attended(graph: gs.Graph, x: gs.Tensor) -> tuple[*_Linear, int] | None:
 
 
 def _linear(tensor: gs.Tensor) -> _Linear | None:
-    """The quantized MatMul that makes a tensor, through the Add of a bias."""
-    node, bias = producer(tensor), None
-    if node is not None and node.op == "Add":
-        places = [i for i, t in enumerate(node.inputs) if isinstance(behind(t), gs.Constant)]
-        if len(places) != 1:
-            return None
-        bias = node, places[0]
-        node = producer(behind(node.inputs[1 - places[0]]))
-    return None if node is None or quantized_weight(node) is None else (node, bias)
+    """The quantized MatMul that makes a tensor, its bias added or not."""
+    node, bias = before_bias(tensor)
+    weight = None if node is None else quantized_weight(node)
+    return None if node is None or weight is None else (node, weight, bias)

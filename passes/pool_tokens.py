@@ -9,6 +9,7 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from lowbit.passes.base import Outcome, Pass, PassError
+from lowbit.passes.graph.build import add_node, integers
 
 
 class PoolTokens(Pass):
@@ -35,31 +36,29 @@ class PoolTokens(Pass):
         hidden = next((t for t in graph.outputs if t.name == "last_hidden_state"), None)
         if hidden is None:
             raise PassError(f"no output last_hidden_state to pool; there are {', '.join(t.name for t in graph.outputs)}.")
-
-        def add(op: str, name: str, inputs: list[gs.Tensor], dtype: type = np.float32, **attrs: object) -> gs.Tensor:
-            output = gs.Variable(f"pooling.{name}", dtype)
-            graph.nodes.append(gs.Node(op, output.name, attrs, inputs, [output]))
-            return output
-
-        def numbers(name: str, *values: int) -> gs.Constant:
-            return gs.Constant(f"pooling.{name}", np.array(values, np.int64))
-
         if self.mode == "cls":
             first = gs.Constant("pooling.first", np.array(0, np.int64))
-            pooled = add("Gather", "cls", [hidden, first], axis=1)
+            pooled = add_node(graph, "Gather", "pooling.cls", [hidden, first], axis=1)
         else:
-            mask = next((t for t in graph.inputs if t.name == "attention_mask"), None)
-            if mask is None:
-                raise PassError("mode: mean needs the input attention_mask, which the graph has not.")
-            weights = add("Unsqueeze", "column", [mask, numbers("last_axis", -1)], np.int64)
-            weights = add("Cast", "weights", [weights], to=TensorProto.FLOAT)
-            total = add("ReduceSum", "total", [add("Mul", "kept", [hidden, weights]), numbers("tokens", 1)], keepdims=0)
-            pooled = add("Div", "mean", [total, add("ReduceSum", "count", [weights, numbers("tokens_too", 1)], keepdims=0)])
+            pooled = _mean(graph, hidden)
         if self.normalize:
-            length = add("ReduceL2", "length", [pooled, numbers("features", -1)], keepdims=1)
-            pooled = add("Div", "unit", [pooled, length])
+            length = add_node(graph, "ReduceL2", "pooling.length", [pooled, integers("pooling.features", -1)], keepdims=1)
+            pooled = add_node(graph, "Div", "pooling.unit", [pooled, length])
         batch, _, size = hidden.shape
         pooled.name, pooled.shape = "sentence_embedding", [batch, size]
         graph.outputs = [pooled, *(t for t in graph.outputs if t is not hidden)]
         graph.cleanup().toposort()
         return Outcome((pooled.name,))
+
+
+def _mean(graph: gs.Graph, hidden: gs.Tensor) -> gs.Tensor:
+    """The mean of the tokens that attention_mask keeps, float32 [batch, hidden]."""
+    mask = next((t for t in graph.inputs if t.name == "attention_mask"), None)
+    if mask is None:
+        raise PassError("mode: mean needs the input attention_mask, which the graph has not.")
+    column = add_node(graph, "Unsqueeze", "pooling.column", [mask, integers("pooling.last_axis", -1)], np.int64)
+    weights = add_node(graph, "Cast", "pooling.weights", [column], to=TensorProto.FLOAT)
+    kept = add_node(graph, "Mul", "pooling.kept", [hidden, weights])
+    total = add_node(graph, "ReduceSum", "pooling.total", [kept, integers("pooling.tokens", 1)], keepdims=0)
+    count = add_node(graph, "ReduceSum", "pooling.count", [weights, integers("pooling.tokens_too", 1)], keepdims=0)
+    return add_node(graph, "Div", "pooling.mean", [total, count])

@@ -69,18 +69,18 @@ class QuantizeMatmul(MatmulOptions, Pass):
         return self
 
     def apply(self, graph: gs.Graph) -> Outcome:
-        found = find_matmuls(graph)
+        matmuls = find_matmuls(graph)
         done = {weight.name for node in graph.nodes if (weight := quantized_weight(node)) is not None}
-        if not found:
+        if not matmuls:
             taken = f"earlier passes took {', '.join(sorted(done)[:3])}" if done else "no MatMul has a constant 2-D weight"
             raise PassError(f"nothing to quantize: {taken}.")
-        skipped = select(list(found), self.include, self.exclude, also=done)
-        rewritten = tuple(name for name in found if name not in skipped)
+        skipped = select(list(matmuls), self.include, self.exclude, also=done)
+        rewritten = tuple(name for name in matmuls if name not in skipped)
         if not rewritten:
-            raise PassError(f"nothing to quantize: include and exclude leave none of {len(found)} layers.")
+            raise PassError(f"nothing to quantize: include and exclude leave none of {len(matmuls)} layers.")
         notes = []
         for name in rewritten:
-            node, operand = found[name]
+            node, operand = matmuls[name]
             self._rewrite(graph, name, node, operand)
             if operand.shared:
                 notes.append(
@@ -101,15 +101,15 @@ class QuantizeMatmul(MatmulOptions, Pass):
 
 def find_matmuls(graph: gs.Graph) -> dict[str, tuple[gs.Node, MatmulWeight]]:
     """Every MatMul by a constant weight, by layer name."""
-    found: dict[str, tuple[gs.Node, MatmulWeight]] = {}
+    matmuls: dict[str, tuple[gs.Node, MatmulWeight]] = {}
     for node in graph.nodes:
         if node.op != "MatMul" or (operand := matmul_weight(node)) is None:
             continue
         name = layer_name(operand.constant.name, node.name, operand.shared)
-        if name in found:
+        if name in matmuls:
             raise PassError(
-                f"two MatMuls, '{found[name][0].name}' and '{node.name}', read the weight '{name}'; "
+                f"two MatMuls, '{matmuls[name][0].name}' and '{node.name}', read the weight '{name}'; "
                 "weights shared between layers are supported for embedding and lm_head only."
             )
-        found[name] = node, operand
-    return found
+        matmuls[name] = node, operand
+    return matmuls

@@ -9,8 +9,8 @@ import onnx_graphsurgeon as gs
 from pydantic import Field
 
 from lowbit.passes.base import Outcome, Pass, PassError
-from lowbit.passes.graph.decoder import Norm, find_plain_norms, need
-from lowbit.passes.graph.match import behind, matmul_weight, producer, readers
+from lowbit.passes.graph.decoder import Norm, expect, find_plain_norms, need
+from lowbit.passes.graph.match import Bias, MatmulWeight, behind, bias_of, matmul_weight, producer, readers
 from lowbit.passes.quant.hadamard import Rotation, hadamard_factors
 from lowbit.passes.quant.rotated_weight import TurnedWeight
 from lowbit.passes.quant.weights import ArrayWeight, Weight, weight_of
@@ -50,8 +50,8 @@ class RotateResidual(Pass):
         for writer in _writers(norms):
             if writer.op == "Gather":
                 changes.look_up(writer, stream)
-            elif writer.op == "Add":
-                changes.bias(writer, stream)
+            elif (bias := bias_of(writer)) is not None:
+                changes.bias(bias, stream)
             else:
                 changes.linear(writer).turn_out = stream
         if self.heads:
@@ -62,7 +62,7 @@ class RotateResidual(Pass):
 
     def _fold(self, changes: _Changes, norm: Norm, stream: Rotation) -> None:
         """Move a norm's weight into the layers that read it, and turn their inputs."""
-        for reader in [one for one in readers(norm.y) if one.op != "Shape"]:
+        for reader in [node for node in readers(norm.y) if node.op != "Shape"]:
             need(
                 reader.op == "MatMul" and matmul_weight(reader) is not None,
                 f"{norm.gamma.name}: '{reader.name}' ({reader.op}) reads the norm, only MatMuls by weights may.",
@@ -78,15 +78,9 @@ class RotateResidual(Pass):
             where = f"model.layers.{past.name.split('.')[1]}.self_attn"
             value, output = (changes.by_name(f"{where}.{part}_proj") for part in "vo")
             value.turn_out, output.turn_in = heads, heads
-            bias = next((n for n in readers(value.node.outputs[0]) if n.op == "Add" and _constant(n) is not None), None)
+            bias = next((bias for node in readers(value.node.outputs[0]) if (bias := bias_of(node)) is not None), None)
             if bias is not None:
                 changes.bias(bias, heads)
-
-
-def _constant(add: gs.Node) -> gs.Constant | None:
-    """The one-dimensional constant that a node adds."""
-    found = [t for t in map(behind, add.inputs) if isinstance(t, gs.Constant) and len(t.shape) == 1]
-    return found[0] if found else None
 
 
 def _writers(norms: list[Norm]) -> list[gs.Node]:
@@ -95,7 +89,7 @@ def _writers(norms: list[Norm]) -> list[gs.Node]:
     Raises:
         PassError: something else writes to it or reads from it.
     """
-    found: dict[int, gs.Node] = {}
+    writers: dict[int, gs.Node] = {}
     seen: set[int] = set()
     todo = [behind(norm.x) for norm in norms]
     while todo:
@@ -107,27 +101,26 @@ def _writers(norms: list[Norm]) -> list[gs.Node]:
             known = reader.op in ("Add", "Pow", "Mul", "Shape")
             need(known, f"'{reader.name}' ({reader.op}) reads the residual stream '{tensor.name}'.")
         maker = producer(tensor)
-        need(maker is not None and maker.op in ("Add", "Gather", "MatMul"), f"'{tensor.name}' is no sum of layers' outputs.")
-        assert maker is not None
-        if maker.op == "Add" and _constant(maker) is None:
+        if maker is None or maker.op not in ("Add", "Gather", "MatMul"):
+            raise PassError(f"'{tensor.name}' is no sum of layers' outputs.")
+        bias = bias_of(maker)
+        if maker.op == "Add" and bias is None:
             todo += [behind(t) for t in maker.inputs]
             continue
-        found[id(maker)] = maker
-        if maker.op == "Add":
-            maker = producer(behind(next(t for t in maker.inputs if behind(t) is not _constant(maker))))
-            need(maker is not None and maker.op == "MatMul", f"'{tensor.name}' is no layer's output with its bias.")
-            assert maker is not None
-            found[id(maker)] = maker
+        writers[id(maker)] = maker
+        if bias is not None:
+            maker = producer(bias.x)
+            if maker is None or maker.op != "MatMul":
+                raise PassError(f"'{tensor.name}' is no layer's output with its bias.")
+            writers[id(maker)] = maker
         need(maker.op == "Gather" or matmul_weight(maker) is not None, f"'{maker.name}' multiplies by no weight.")
-    return list(found.values())
+    return list(writers.values())
 
 
 class _Linear:
     """A MatMul whose weight is to change."""
 
-    def __init__(self, node: gs.Node) -> None:
-        operand = matmul_weight(node)
-        assert operand is not None
+    def __init__(self, node: gs.Node, operand: MatmulWeight) -> None:
         self.node, self.source = node, operand.weight
         self.name = "lm_head.weight" if operand.shared else operand.constant.name
         self.scale: Weight | None = None
@@ -148,25 +141,22 @@ class _Changes:
         return [constant.name for _, _, constant in self.inputs] + [linear.name for linear in self.linears.values()]
 
     def linear(self, node: gs.Node) -> _Linear:
-        return self.linears.setdefault(id(node), _Linear(node))
+        if id(node) not in self.linears:
+            self.linears[id(node)] = _Linear(node, expect(matmul_weight(node), f"'{node.name}' multiplies by no weight."))
+        return self.linears[id(node)]
 
     def by_name(self, name: str) -> _Linear:
-        found = next((one for one in self.linears.values() if one.name == f"{name}.weight"), None)
-        if found is None:
-            raise PassError(f"{name}: no MatMul by this weight lies between norms and the residual stream.")
-        return found
+        linear = next((linear for linear in self.linears.values() if linear.name == f"{name}.weight"), None)
+        return expect(linear, f"{name}: no MatMul by this weight lies between norms and the residual stream.")
 
     def look_up(self, node: gs.Node, rotation: Rotation) -> None:
         table = behind(node.inputs[0])
         need(isinstance(table, gs.Constant), f"'{node.name}' looks up no constant table.")
         self.inputs.append((node, 0, gs.Constant(table.name, TurnedWeight(weight_of(table), turn_in=rotation))))
 
-    def bias(self, add: gs.Node, rotation: Rotation) -> None:
-        constant = _constant(add)
-        assert constant is not None
-        place = next(i for i, t in enumerate(add.inputs) if behind(t) is constant)
-        turned = rotation.turn(weight_of(constant).load().astype(np.float32))
-        self.inputs.append((add, place, gs.Constant(constant.name, ArrayWeight(turned))))
+    def bias(self, bias: Bias, rotation: Rotation) -> None:
+        turned = rotation.turn(weight_of(bias.constant).load().astype(np.float32))
+        self.inputs.append((bias.node, bias.place, gs.Constant(bias.constant.name, ArrayWeight(turned))))
 
     def ones(self, norm: Norm) -> None:
         (scaled,) = readers(norm.gamma)

@@ -6,6 +6,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from lowbit.passes.base import Outcome, Pass
+from lowbit.passes.graph.build import add_node
 
 
 class SplitGemm(Pass):
@@ -20,7 +21,7 @@ class SplitGemm(Pass):
 
     def apply(self, graph: gs.Graph) -> Outcome:
         rewritten, skipped = [], {}
-        for node in [one for one in graph.nodes if one.op == "Gemm"]:
+        for node in [node for node in graph.nodes if node.op == "Gemm"]:
             attrs = node.attrs
             if attrs.get("transA", 0) or attrs.get("alpha", 1.0) != 1.0 or attrs.get("beta", 1.0) != 1.0:
                 skipped[node.name] = "it transposes its first operand or scales"
@@ -29,9 +30,7 @@ class SplitGemm(Pass):
             (y,) = node.outputs
             node.outputs.clear()
             if attrs.get("transB", 0):
-                turned = gs.Variable(f"{node.name}.turned", np.float32)
-                graph.nodes.append(gs.Node("Transpose", turned.name, {"perm": [1, 0]}, [weight], [turned]))
-                weight = turned
+                weight = add_node(graph, "Transpose", f"{node.name}.turned", [weight], perm=[1, 0])
             product = gs.Variable(f"{node.name}.product", np.float32) if bias else y
             graph.nodes.append(gs.Node("MatMul", f"{node.name}.matmul", {}, [x, weight], [product]))
             if bias:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_graphsurgeon as gs
 
 from lowbit.passes.base import Outcome, Pass, PassError
+from lowbit.passes.graph.build import add_node
 from lowbit.passes.graph.match import constant_value, matmul_weight, readers
 from lowbit.passes.quant.weights import SlicedWeight, Weight, widened
 
@@ -26,8 +26,8 @@ class SplitProjections(Pass):
 
     def apply(self, graph: gs.Graph) -> Outcome:
         rewritten: list[str] = []
-        for node in [one for one in graph.nodes if one.op == "MatMul"]:
-            if (operand := matmul_weight(node)) is None:
+        for node in list(graph.nodes):
+            if node.op != "MatMul" or (operand := matmul_weight(node)) is None:
                 continue
             prefix, _, kind = operand.constant.name.removesuffix(".weight").rpartition(".")
             if kind not in PARTS:
@@ -44,18 +44,20 @@ class SplitProjections(Pass):
 
 def _cuts(node: gs.Node, name: str, kind: str, n: int) -> list[tuple[gs.Node, int, int]]:
     """The Slices of a product [..., n], from the first column to the last, with what each takes."""
-    found = [one for one in readers(node.outputs[0]) if one.op != "Shape"]
-    if any(one.op != "Slice" for one in found) or len(found) != len(PARTS[kind]):
+    slices = [reader for reader in readers(node.outputs[0]) if reader.op != "Shape"]
+    if any(reader.op != "Slice" for reader in slices) or len(slices) != len(PARTS[kind]):
         raise PassError(
-            f"{name}: its product is read by {sorted(one.op for one in found)}, expected {len(PARTS[kind])} Slices."
+            f"{name}: its product is read by {sorted(reader.op for reader in slices)}, expected {len(PARTS[kind])} Slices."
         )
     if kind == "gate_up_proj":  # halves, cut by arithmetic on its shape
-        first, second = sorted(found, key=lambda one: constant_value(one.inputs[1]) is None)
+        first, second = sorted(slices, key=lambda cut: constant_value(cut.inputs[1]) is None)
         if second.inputs[1] is not first.inputs[2]:
             raise PassError(f"{name}: '{second.name}' does not begin where '{first.name}' ends.")
         return [(first, 0, n // 2), (second, n // 2, n)]
-    cuts = sorted([(one, _bound(one, 1, name, n), _bound(one, 2, name, n)) for one in found], key=lambda cut: cut[1])
-    if [cut[1] for cut in cuts] != [0, *(cut[2] for cut in cuts[:-1])] or cuts[-1][2] != n:
+    cuts = [(cut, _bound(cut, 1, name, n), _bound(cut, 2, name, n)) for cut in slices]
+    cuts.sort(key=lambda cut: cut[1])
+    starts, stops = [start for _, start, _ in cuts], [stop for _, _, stop in cuts]
+    if [*starts, n] != [0, *stops]:
         raise PassError(f"{name}: its product is not cut into parts that follow each other.")
     return cuts
 
@@ -69,9 +71,7 @@ def _bound(cut: gs.Node, place: int, name: str, n: int) -> int:
 
 def _product(graph: gs.Graph, name: str, x: gs.Tensor, weight: Weight, cut: gs.Node) -> None:
     """Add y = x @ weight.T in place of a Slice."""
-    turned = gs.Variable(f"{name}.turned", np.float32)
-    rows = widened(graph, f"{name}.weight", weight)
-    graph.nodes.append(gs.Node("Transpose", turned.name, {"perm": [1, 0]}, [rows], [turned]))
+    turned = add_node(graph, "Transpose", f"{name}.turned", [widened(graph, f"{name}.weight", weight)], perm=[1, 0])
     (y,) = cut.outputs
     cut.outputs.clear()
     graph.nodes.append(gs.Node("MatMul", f"/{name.replace('.', '/')}/MatMul", {}, [x, turned], [y]))

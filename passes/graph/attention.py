@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
-from lowbit.passes.graph.decoder import VIEWS, Linear, Norm, find_norms, leaves_of, made_by, need
+from lowbit.passes.base import PassError
+from lowbit.passes.graph.decoder import VIEWS, Linear, Norm, expect, find_norms, leaves_of, made_by, need
 from lowbit.passes.graph.match import SAME_VALUE, behind, constant_value, producer, readers
 
 
@@ -21,7 +23,7 @@ class Rotary:
         cos, sin: the tensors that the layers read.
     """
 
-    inv_freq: np.ndarray
+    inv_freq: npt.NDArray[np.float32]
     scaling: float
     cos: gs.Tensor
     sin: gs.Tensor
@@ -43,8 +45,8 @@ def _rotary(cos: gs.Node, sin: gs.Node) -> Rotary:
     halves = made_by(angle, "rotary angles", "Concat")
     need(halves.inputs[0] is halves.inputs[1], "rotary angles are not two equal halves (interleaved RoPE?).")
     product = producer(behind(halves.inputs[0], SAME_VALUE | {"Transpose"}))
-    need(product is not None and product.op in ("MatMul", "Mul"), "rotary angles are no product of positions.")
-    assert product is not None
+    if product is None or product.op not in ("MatMul", "Mul"):
+        raise PassError("rotary angles are no product of positions.")
     constants = [v for t in product.inputs if (v := constant_value(behind(t, VIEWS))) is not None]
     need(len(constants) == 1, "inv_freq is not a constant (dynamic RoPE?).")
     operand = next(t for t in product.inputs if constant_value(behind(t, VIEWS)) is None)
@@ -118,31 +120,31 @@ def _attention(
     for part in "qkvo":
         need(f"{where}.{part}_proj" in linears, f"{where}: has no quantized {part}_proj.")
     q, k, v, o = (linears[f"{where}.{part}_proj"] for part in "qkvo")
-    past_key = inputs.get(f"past_key_values.{layer}.key")
-    need(past_key is not None, f"{where}: the graph has no input past_key_values.{layer}.key.")
-    assert past_key is not None
+    cache = f"past_key_values.{layer}"
+    past_key = expect(inputs.get(f"{cache}.key"), f"{where}: the graph has no input {cache}.key.")
     kv_heads, head_dim = int(past_key.shape[1]), int(past_key.shape[3])
-    sizes = [one.weight.source.shape[0] for one in (q, k, v)] + [o.weight.source.shape[1]]
+    sizes = [linear.weight.source.shape[0] for linear in (q, k, v)] + [o.weight.source.shape[1]]
     heads = sizes[0] // head_dim
     need(
         sizes == [heads * head_dim, kv_heads * head_dim, kv_heads * head_dim, heads * head_dim] and heads % kv_heads == 0,
         f"{where}: projections of {sizes} features do not fit {kv_heads} key/value heads of {head_dim}.",
     )
-    own = {f"past_key_values.{layer}.key", f"past_key_values.{layer}.value", "attention_mask"}
-    tables = [table for one in rotaries for table in (one.cos, one.sin)]
+    tables = [table for rotary in rotaries for table in (rotary.cos, rotary.sin)]
     leaves = leaves_of(o.x, [q.y, k.y, v.y, *tables])
-    read = [one for one in rotaries if one.cos.name in leaves or one.sin.name in leaves]
+    read = [rotary for rotary in rotaries if rotary.cos.name in leaves or rotary.sin.name in leaves]
     need(len(read) <= 1, f"{where}: reads {len(read)} pairs of rotary tables, expected one.")
     rotary = read[0] if read else None
     must = {q.y.name, k.y.name, v.y.name, "attention_mask"}
+    may = must | {f"{cache}.key", f"{cache}.value"} | {table.name for table in tables}
     for name, leaf in leaves.items():
-        known = name in own | must | {table.name for table in tables}
-        need(known or constant_value(leaf) is not None, f"{where}: reads '{name}', which plain attention does not.")
+        known = name in may or constant_value(leaf) is not None
+        need(known, f"{where}: reads '{name}', which plain attention does not.")
     need(must <= set(leaves), f"{where}: does not read {sorted(must - set(leaves))}.")
-    q_norm, k_norm = (_own_norm(norms.get(f"{where}.{n}_norm.weight"), one, head_dim) for n, one in (("q", q), ("k", k)))
+    q_norm = _own_norm(norms.get(f"{where}.q_norm.weight"), q, head_dim)
+    k_norm = _own_norm(norms.get(f"{where}.k_norm.weight"), k, head_dim)
     need((q_norm is None) == (k_norm is None), f"{where}: norms queries or keys alone.")
-    sources = [one.y if norm is None else norm.y for one, norm in ((q, q_norm), (k, k_norm))]
-    scale, softcap = _check_scores(where, o, sources[0], sources[1], rotary, past_key)
+    queries, keys = (linear.y if norm is None else norm.y for linear, norm in ((q, q_norm), (k, k_norm)))
+    scale, softcap = _check_scores(where, o, queries, keys, rotary, past_key)
     return Attention(layer, q, k, v, o, heads, kv_heads, head_dim, scale, softcap, rotary, q_norm, k_norm)
 
 
@@ -163,13 +165,13 @@ def _check_scores(
 ) -> tuple[float, float]:
     """Prove softmax(cap(rope(q) rope([past, k])^T * scale) + mask); returns the scale and the cap."""
     weighted = made_by(behind(o.x, VIEWS), where, "MatMul")
-    probabilities = _back(weighted.inputs[0], {"Where"})
+    probabilities = _unguarded(weighted.inputs[0])
     softmax = made_by(probabilities, where, "Softmax")
     need(softmax.attrs.get("axis", -1) in (-1, 3), f"{where}: '{softmax.name}' normalizes axis {softmax.attrs.get('axis')}.")
     masked = made_by(softmax.inputs[0], where, "Add")
-    found = [one for one in map(_scores, masked.inputs) if one is not None]
-    need(len(found) == 1, f"{where}: '{masked.name}' does not add a mask to one product of queries and keys.")
-    product, scale, softcap = found[0]
+    products = [scores for scores in map(_scores, masked.inputs) if scores is not None]
+    need(len(products) == 1, f"{where}: '{masked.name}' does not add a mask to one product of queries and keys.")
+    product, scale, softcap = products[0]
     q_scale, query = _unscaled(product.inputs[0])
     k_scale, key = _unscaled(product.inputs[1])
     _check_rope(where, query, q, rotary)
@@ -190,10 +192,10 @@ def _scores(tensor: gs.Tensor) -> tuple[gs.Node, float, float] | None:
     return None if node is None or node.op != "MatMul" else (node, factor, softcap)
 
 
-def _back(tensor: gs.Tensor, ops: set[str]) -> gs.Tensor:
-    """Through the guard against fully masked rows: Where(IsNaN(p), 0, p)."""
+def _unguarded(tensor: gs.Tensor) -> gs.Tensor:
+    """The tensor behind the guard against fully masked rows: Where(IsNaN(p), 0, p)."""
     node = producer(behind(tensor))
-    if node is not None and node.op in ops:
+    if node is not None and node.op == "Where":
         guard = producer(behind(node.inputs[0]))
         if guard is not None and guard.op == "IsNaN" and behind(guard.inputs[0]) is behind(node.inputs[2]):
             return behind(node.inputs[2])
@@ -242,12 +244,9 @@ def _check_rope(where: str, tensor: gs.Tensor, source: gs.Tensor, rotary: Rotary
 def _rotated(where: str, tensor: gs.Tensor, rotary: Rotary) -> gs.Tensor:
     """Prove tensor = x * cos + concat(-x[half:], x[:half]) * sin; returns x."""
     total = producer(behind(tensor))
-    made = "nothing" if total is None else total.op
-    need(
-        total is not None and total.op == "Add",
-        f"{where}: its queries or keys are not rotated (made by {made}, not by an Add).",
-    )
-    assert total is not None
+    if total is None or total.op != "Add":
+        maker = "nothing" if total is None else total.op
+        raise PassError(f"{where}: its queries or keys are not rotated (made by {maker}, not by an Add).")
     terms = [made_by(t, where, "Mul") for t in total.inputs]
     views = SAME_VALUE | {"Unsqueeze"}
 
@@ -255,12 +254,10 @@ def _rotated(where: str, tensor: gs.Tensor, rotary: Rotary) -> gs.Tensor:
         others = [t for t in node.inputs if behind(t, views) is not behind(table)]
         return others[0] if len(others) == 1 else None
 
-    pairs = [(operand(a, rotary.cos), operand(b, rotary.sin)) for a, b in (terms, terms[::-1])]
-    pairs = [(x, turned) for x, turned in pairs if x is not None and turned is not None]
+    operands = [(operand(a, rotary.cos), operand(b, rotary.sin)) for a, b in (terms, terms[::-1])]
+    pairs = [(x, turned) for x, turned in operands if x is not None and turned is not None]
     need(len(pairs) == 1, f"{where}: '{total.name}' is not a rotary embedding with the graph's cos and sin.")
     x, turned = pairs[0]
-    assert x is not None
-    assert turned is not None
     halves = made_by(turned, where, "Concat")
     upper = made_by(made_by(halves.inputs[0], where, "Neg").inputs[0], where, "Slice")
     lower = made_by(halves.inputs[1], where, "Slice")

@@ -7,15 +7,19 @@ does not fit raises `PassError` with the node and the reason.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from lowbit.passes.base import PassError
-from lowbit.passes.graph.match import SAME_VALUE, behind, constant_value, producer, readers, repeats
-from lowbit.passes.graph.quantized_ops import quantized_weight
+from lowbit.passes.graph.match import SAME_VALUE, behind, bias_of, constant_value, producer, readers, repeats
+from lowbit.passes.graph.quantized_ops import quantized_matmuls
 from lowbit.passes.quant.quantized_weight import QuantizedWeight
 from lowbit.passes.quant.weights import weight_of
+
+T = TypeVar("T")
 
 VIEWS = SAME_VALUE | {"Unsqueeze", "Reshape", "Expand", "Transpose"}
 """Operators that move values about without changing any."""
@@ -25,6 +29,13 @@ def need(condition: object, message: str) -> None:
     """Raise `PassError` unless the condition holds."""
     if not condition:
         raise PassError(message)
+
+
+def expect(value: T | None, message: str) -> T:
+    """The value, which must be there; raise `PassError` if it is None."""
+    if value is None:
+        raise PassError(message)
+    return value
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,26 +51,22 @@ class Linear:
 
 def find_linears(graph: gs.Graph) -> dict[str, Linear]:
     """Every quantized MatMul by layer name."""
-    found = {}
-    for node in graph.nodes:
-        weight = quantized_weight(node)
-        if weight is None or node.op == "GatherBlockQuantized":
-            continue
-        y, bias = node.outputs[0], None
-        after = list(y.outputs)
-        if len(after) == 1 and after[0].op == "Add":
-            other = behind(next(t for t in after[0].inputs if t is not y))
-            if isinstance(other, gs.Constant) and other.name.endswith(".bias"):
-                y, bias = after[0].outputs[0], other
-        found[weight.name] = Linear(weight, node, bias, node.inputs[0], y)
-    return found
+    linears = {}
+    for node, weight in quantized_matmuls(graph):
+        y = node.outputs[0]
+        bias = bias_of(y.outputs[0]) if len(y.outputs) == 1 else None
+        if bias is None or not bias.constant.name.endswith(".bias"):
+            linears[weight.name] = Linear(weight, node, None, node.inputs[0], y)
+        else:
+            linears[weight.name] = Linear(weight, node, bias.constant, node.inputs[0], bias.node.outputs[0])
+    return linears
 
 
 def refuse_float_layers(graph: gs.Graph) -> None:
     """Raise `PassError` if a MatMul multiplies by a float weight."""
     for node in graph.nodes:
-        if node.op == "MatMul" and constant_matrix(node.inputs[1]) is not None:
-            name = str(constant_matrix(node.inputs[1])).removesuffix(".weight")
+        if node.op == "MatMul" and (weight := constant_matrix(node.inputs[1])) is not None:
+            name = weight.removesuffix(".weight")
             raise PassError(
                 f"'{node.name}' multiplies by the float weight '{name}'. MNN gets codes only: quantize it too, with "
                 f"quantize_matmul {{bits: 8, include: ['{name}']}} if it must stay accurate."
@@ -86,7 +93,7 @@ class Norm:
     x: gs.Tensor
     y: gs.Tensor
 
-    def factors(self) -> np.ndarray:
+    def factors(self) -> npt.NDArray[np.float32]:
         """What normed values are multiplied by, float32 [features]."""
         return np.float32(self.offset) + weight_of(self.gamma).load().astype(np.float32)
 
@@ -105,10 +112,11 @@ def find_norms(graph: gs.Graph) -> list[Norm]:
 def find_plain_norms(graph: gs.Graph) -> list[Norm]:
     """Every RMSNorm, for passes that write into its weight: none may multiply by 1 + weight."""
     norms = find_norms(graph)
-    odd = next((norm for norm in norms if norm.offset), None)
-    need(
-        odd is None, f"{odd and odd.gamma.name}: this norm multiplies by 1 + weight, as Gemma's; only plain ones can be folded."
-    )
+    for norm in norms:
+        need(
+            not norm.offset,
+            f"{norm.gamma.name}: this norm multiplies by 1 + weight, as Gemma's; only plain ones can be folded.",
+        )
     return norms
 
 
@@ -125,15 +133,15 @@ def _norm(gamma: gs.Constant) -> Norm:
     need(len(scaled) == 1 and scaled[0].op == "Mul", f"{name}: read by {[n.op for n in scaled]}, expected one Mul.")
     y = scaled[0].outputs[0]
     normed = producer(behind(next(t for t in scaled[0].inputs if behind(t) is not factor)))
-    need(normed is not None and normed.op == "Mul", f"{name}: no Mul by the reciprocal root in front of it.")
-    assert normed is not None
+    if normed is None or normed.op != "Mul":
+        raise PassError(f"{name}: no Mul by the reciprocal root in front of it.")
     roots = [t for t in normed.inputs if (n := producer(behind(t))) is not None and n.op in ("Div", "Reciprocal")]
     need(len(roots) == 1, f"{name}: '{normed.name}' does not multiply by one reciprocal root.")
     x = behind(next(t for t in normed.inputs if t is not roots[0]))
     reciprocal = made_by(roots[0], name, "Div", "Reciprocal")
     if reciprocal.op == "Div":
-        one = constant_value(reciprocal.inputs[0])
-        need(one is not None and float(one.reshape(-1)[0]) == 1.0, f"{name}: '{reciprocal.name}' is not 1 / root.")
+        dividend = constant_value(reciprocal.inputs[0])
+        need(dividend is not None and float(dividend.reshape(-1)[0]) == 1.0, f"{name}: '{reciprocal.name}' is not 1 / root.")
     shifted = made_by(made_by(reciprocal.inputs[-1], name, "Sqrt").inputs[0], name, "Add")
     epsilons = [v for t in shifted.inputs if (v := constant_value(t)) is not None]
     need(len(epsilons) == 1, f"{name}: '{shifted.name}' does not add one constant epsilon.")
@@ -150,24 +158,24 @@ def _norm(gamma: gs.Constant) -> Norm:
 def made_by(tensor: gs.Tensor, where: str, *ops: str) -> gs.Node:
     """The node that makes a tensor, behind casts; it must be one of `ops`."""
     node = producer(behind(tensor))
-    need(node is not None and node.op in ops, f"{where}: expected {' or '.join(ops)}, found {node.op if node else 'an input'}.")
-    assert node is not None
+    if node is None or node.op not in ops:
+        raise PassError(f"{where}: expected {' or '.join(ops)}, found {'an input' if node is None else node.op}.")
     return node
 
 
 def leaves_of(tensor: gs.Tensor, stops: list[gs.Tensor]) -> dict[str, gs.Tensor]:
     """What a tensor is computed from: constants, inputs and `stops`; shape arithmetic does not count."""
-    ends = {id(one) for stop in stops for one in repeats(stop)}
-    found: dict[str, gs.Tensor] = {}
+    ends = {id(repeated) for stop in stops for repeated in repeats(stop)}
+    leaves: dict[str, gs.Tensor] = {}
     seen: set[int] = set()
     todo = [tensor]
     while todo:
-        one = todo.pop()
-        node = producer(one)
-        if id(one) in ends or node is None:
-            found[behind(one).name] = one
+        leaf = todo.pop()
+        node = producer(leaf)
+        if id(leaf) in ends or node is None:
+            leaves[behind(leaf).name] = leaf
         elif id(node) not in seen:
             seen.add(id(node))
             if node.op not in ("Shape", "ConstantOfShape", "Range"):
                 todo += list(node.inputs)
-    return found
+    return leaves

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from lowbit.passes.quant.weights import TransposedWeight, Weight, weight_of
@@ -27,23 +29,19 @@ def behind(tensor: gs.Tensor, ops: frozenset[str] = SAME_VALUE) -> gs.Tensor:
 
 def repeats(tensor: gs.Tensor) -> list[gs.Tensor]:
     """`tensor` and every tensor that repeats it through casts and identities."""
-    found = [tensor]
-    for one in found:
-        found += [node.outputs[0] for node in one.outputs if node.op in SAME_VALUE]
-    return found
+    repeated = [tensor]
+    for last in repeated:  # grows as it is walked
+        repeated += [node.outputs[0] for node in last.outputs if node.op in SAME_VALUE]
+    return repeated
 
 
 def readers(tensor: gs.Tensor) -> list[gs.Node]:
     """The nodes that read a tensor, directly or through casts and identities, each once."""
-    found: dict[int, gs.Node] = {}
-    for one in repeats(tensor):
-        for node in one.outputs:
-            if node.op not in SAME_VALUE:
-                found[id(node)] = node
-    return list(found.values())
+    nodes = [node for repeated in repeats(tensor) for node in repeated.outputs if node.op not in SAME_VALUE]
+    return list({id(node): node for node in nodes}.values())
 
 
-def constant_value(tensor: gs.Tensor) -> np.ndarray | None:
+def constant_value(tensor: gs.Tensor) -> npt.NDArray[Any] | None:
     """The value of a small tensor that depends on constants alone, or None."""
     tensor = behind(tensor)
     if isinstance(tensor, gs.Constant):
@@ -88,8 +86,47 @@ def matmul_weight(node: gs.Node) -> MatmulWeight | None:
     return MatmulWeight(tensor, weight if transposed else TransposedWeight(weight), shared)
 
 
+@dataclass(frozen=True, eq=False)
+class Bias:
+    """A constant vector that is added to a tensor.
+
+    Attributes:
+        node: the Add.
+        place: which of its operands the vector is.
+    """
+
+    node: gs.Node
+    place: int
+
+    @property
+    def constant(self) -> gs.Constant:
+        """The vector."""
+        return behind(self.node.inputs[self.place])
+
+    @property
+    def x(self) -> gs.Tensor:
+        """What it is added to."""
+        return behind(self.node.inputs[1 - self.place])
+
+
+def bias_of(node: gs.Node | None) -> Bias | None:
+    """What a node adds, if it is an Add of one constant vector."""
+    if node is None or node.op != "Add":
+        return None
+    operands = [behind(t) for t in node.inputs]
+    places = [i for i, t in enumerate(operands) if isinstance(t, gs.Constant) and len(t.shape) == 1]
+    return Bias(node, places[0]) if len(places) == 1 else None
+
+
+def before_bias(tensor: gs.Tensor) -> tuple[gs.Node | None, Bias | None]:
+    """The node that makes a tensor, and the bias that is added to what it makes, where there is one."""
+    node = producer(tensor)
+    bias = bias_of(node)
+    return (node, None) if bias is None else (producer(bias.x), bias)
+
+
 def replace(old: gs.Tensor, new: gs.Tensor) -> None:
     """Let every reader of `old`, or of a cast of it, read `new` instead."""
     for tensor in repeats(old):
         for reader in list(tensor.outputs):
-            reader.inputs = [new if one is tensor else one for one in reader.inputs]
+            reader.inputs = [new if operand is tensor else operand for operand in reader.inputs]

@@ -12,6 +12,7 @@ import onnx.parser
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
+from lowbit.passes.graph.build import integers, scalar
 from lowbit.passes.quant.pack import NIB77
 from lowbit.passes.quant.quantized_weight import Part, QuantizedWeight
 
@@ -103,7 +104,7 @@ def as_float(graph: gs.Graph, weight: QuantizedWeight, part: str, values: gs.Con
 def _free_zero_points(graph: gs.Graph, weight: QuantizedWeight, offsets: gs.Constant, scales: gs.Tensor) -> gs.Tensor:
     """2^(bits-1) - offsets / scales, float32 [N, blocks], folded at load: so the file holds what MNN's holds."""
     steps, zeros = (gs.Variable(f"{weight.name}.{what}", np.float32, offsets.shape) for what in ("steps", "zero_points"))
-    middle = gs.Constant(f"{weight.name}.middle", np.array(weight.form.middle, np.float32))
+    middle = scalar(f"{weight.name}.middle", weight.form.middle)
     wide = as_float(graph, weight, "offsets", offsets)
     graph.nodes.append(gs.Node("Div", steps.name, {}, [wide, scales], [steps]))
     graph.nodes.append(gs.Node("Sub", zeros.name, {}, [middle, steps], [zeros]))
@@ -114,7 +115,7 @@ def _middle_nibbles(graph: gs.Graph, weight: QuantizedWeight, *shape: int) -> gs
     """Zero points 4, packed as nibbles, made at load: MatMulNBits(bits=4) would take 8 when none are given."""
     zeros = gs.Variable(f"{weight.name}.zero_points", np.uint8, shape)
     attrs = {"value": gs.Constant("", np.array([0x44], np.uint8))}
-    size = gs.Constant(f"{weight.name}.zero_points_shape", np.array(shape, np.int64))
+    size = integers(f"{weight.name}.zero_points_shape", *shape)
     graph.nodes.append(gs.Node("ConstantOfShape", zeros.name, attrs, [size], [zeros]))
     return zeros
 

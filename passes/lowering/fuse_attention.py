@@ -8,6 +8,7 @@ from onnx import TensorProto
 
 from lowbit.passes.base import Outcome, Pass
 from lowbit.passes.graph.attention import Attention, Rotary, find_attention, find_rotaries
+from lowbit.passes.graph.build import add_node, integers
 from lowbit.passes.graph.decoder import Norm, find_linears
 from lowbit.passes.graph.quantized_ops import MICROSOFT
 from lowbit.passes.lowering.fuse_norm import add_norm
@@ -30,7 +31,7 @@ class FuseAttention(Pass):
     def apply(self, graph: gs.Graph) -> Outcome:
         rotaries = find_rotaries(graph)
         layers = find_attention(graph, find_linears(graph), rotaries)
-        tables = {id(one): _tables(one, i, self.max_length) for i, one in enumerate(rotaries)}
+        tables = {id(rotary): _tables(rotary, i, self.max_length) for i, rotary in enumerate(rotaries)}
         lengths = _lengths(graph)
         for layer in layers:
             window = self.windows[layer.layer] if self.windows else -1
@@ -51,18 +52,14 @@ def _tables(rotary: Rotary, number: int, length: int) -> list[gs.Constant]:
 
 def _lengths(graph: gs.Graph) -> list[gs.Tensor]:
     """Index of the last token of each row, int32 [batch]; how many tokens the longest has, int32 scalar."""
-
-    def add(op: str, name: str, inputs: list[gs.Tensor], **attrs: object) -> gs.Tensor:
-        output = gs.Variable(f"attention_mask.{name}", None)
-        graph.nodes.append(gs.Node(op, output.name, attrs, inputs, [output]))
-        return output
-
-    mask = next(t for t in graph.inputs if t.name == "attention_mask")
-    axis, one = gs.Constant("attention_mask.axis", np.array([1])), gs.Constant("attention_mask.one", np.array(1, np.int32))
-    tokens = add("Cast", "tokens_int32", [add("ReduceSum", "tokens", [mask, axis], keepdims=0)], to=TensorProto.INT32)
-    index = gs.Constant("attention_mask.index", np.array(1))
-    total = add("Gather", "total", [add("Shape", "shape", [mask]), index], axis=0)
-    return [add("Sub", "last", [tokens, one]), add("Cast", "total_int32", [total], to=TensorProto.INT32)]
+    mask, name = next(t for t in graph.inputs if t.name == "attention_mask"), "attention_mask"
+    one, index = gs.Constant(f"{name}.one", np.array(1, np.int32)), gs.Constant(f"{name}.index", np.array(1))
+    tokens = add_node(graph, "ReduceSum", f"{name}.tokens", [mask, integers(f"{name}.axis", 1)], None, keepdims=0)
+    tokens = add_node(graph, "Cast", f"{name}.tokens_int32", [tokens], None, to=TensorProto.INT32)
+    shape = add_node(graph, "Shape", f"{name}.shape", [mask], None)
+    total = add_node(graph, "Gather", f"{name}.total", [shape, index], None, axis=0)
+    last = add_node(graph, "Sub", f"{name}.last", [tokens, one], None)
+    return [last, add_node(graph, "Cast", f"{name}.total_int32", [total], None, to=TensorProto.INT32)]
 
 
 def _rewrite(graph: gs.Graph, layer: Attention, window: int, shared: list[gs.Tensor]) -> None:
@@ -70,8 +67,8 @@ def _rewrite(graph: gs.Graph, layer: Attention, window: int, shared: list[gs.Ten
     tensors = graph.tensors()
     past = [tensors[f"past_key_values.{layer.layer}.{part}"] for part in ("key", "value")]
     present = [tensors[f"present.{layer.layer}.{part}"] for part in ("key", "value")]
-    for one in present:
-        one.inputs.clear()
+    for output in present:
+        output.inputs.clear()
     q = _normed(graph, layer.q.y, layer.q_norm, layer.heads, layer.head_dim)
     k = _normed(graph, layer.k.y, layer.k_norm, layer.kv_heads, layer.head_dim)
     y = gs.Variable(f"{prefix}.y", np.float32)
@@ -91,13 +88,7 @@ def _normed(graph: gs.Graph, x: gs.Tensor, norm: Norm | None, heads: int, head_d
     if norm.gamma.shape[0] != head_dim:
         return norm.y
     name, size = norm.gamma.name.removesuffix(".weight"), norm.gamma.shape[0]
-
-    def reshape(one: gs.Tensor, part: str, shape: list[int]) -> gs.Tensor:
-        output = gs.Variable(f"{name}.{part}", np.float32)
-        inputs = [one, gs.Constant(f"{output.name}_shape", np.array(shape, np.int64))]
-        graph.nodes.append(gs.Node("Reshape", output.name, {}, inputs, [output]))
-        return output
-
+    by_head = add_node(graph, "Reshape", f"{name}.heads", [x, integers(f"{name}.heads_shape", 0, 0, heads, size)])
     unit = gs.Variable(f"{name}.y", np.float32)
-    add_norm(graph, norm, reshape(x, "heads", [0, 0, heads, size]), unit)
-    return reshape(unit, "features", [0, 0, -1])
+    add_norm(graph, norm, by_head, unit)
+    return add_node(graph, "Reshape", f"{name}.features", [unit, integers(f"{name}.features_shape", 0, 0, -1)])

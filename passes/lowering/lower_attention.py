@@ -8,6 +8,7 @@ from onnx import TensorProto
 
 from lowbit.passes.base import Outcome, Pass
 from lowbit.passes.graph.attention import Attention, Rotary, find_attention, find_rotaries
+from lowbit.passes.graph.build import add_node, integers, scalar
 from lowbit.passes.graph.decoder import find_linears, need, refuse_float_layers
 from lowbit.passes.graph.lowered_ops import ATTENTION, NORMED_ROPE, ROPE, declare
 from lowbit.passes.graph.quantized_ops import DOMAIN
@@ -58,35 +59,27 @@ def _check(layer: Attention, rotaries: list[Rotary]) -> None:
 
 def _tables(graph: gs.Graph, rotary: Rotary, positions: gs.Tensor, head_dim: int) -> tuple[gs.Tensor, gs.Tensor]:
     """Make cos and sin, each float32 [1, tokens, 1, head_dim]."""
-
-    def add(op: str, name: str, inputs: list[gs.Tensor], **attrs: object) -> gs.Tensor:
-        output = gs.Variable(f"rotary.{name}", np.float32)
-        graph.nodes.append(gs.Node(op, output.name, attrs, inputs, [output]))
-        return output
-
-    column = gs.Constant("rotary.column_shape", np.array([-1, 1], np.int64))
-    position = add("Reshape", "position", [add("Cast", "float_ids", [positions], to=TensorProto.FLOAT), column])
-    angle = add("Mul", "angle", [position, gs.Constant("rotary.inv_freq", rotary.inv_freq[None])])
-    both = add("Concat", "angles", [angle, angle], axis=-1)
+    ids = add_node(graph, "Cast", "rotary.float_ids", [positions], to=TensorProto.FLOAT)
+    position = add_node(graph, "Reshape", "rotary.position", [ids, integers("rotary.column_shape", -1, 1)])
+    angle = add_node(graph, "Mul", "rotary.angle", [position, gs.Constant("rotary.inv_freq", rotary.inv_freq[None])])
+    both = add_node(graph, "Concat", "rotary.angles", [angle, angle], axis=-1)
     tables = []
     for name, op in (("cos", "Cos"), ("sin", "Sin")):
-        table = add(op, f"{name}_of_angles", [both])
+        table = add_node(graph, op, f"rotary.{name}_of_angles", [both])
         if rotary.scaling != 1.0:
-            factor = gs.Constant(f"rotary.{name}_factor", np.array(rotary.scaling, np.float32))
-            table = add("Mul", f"{name}_scaled", [table, factor])
-        shape = gs.Constant(f"rotary.{name}_shape", np.array([1, -1, 1, head_dim], np.int64))
-        tables.append(add("Reshape", name, [table, shape]))
+            factor = scalar(f"rotary.{name}_factor", rotary.scaling)
+            table = add_node(graph, "Mul", f"rotary.{name}_scaled", [table, factor])
+        shape = integers(f"rotary.{name}_shape", 1, -1, 1, head_dim)
+        tables.append(add_node(graph, "Reshape", f"rotary.{name}", [table, shape]))
     return tables[0], tables[1]
 
 
 def _still(graph: gs.Graph, cos: gs.Tensor, sin: gs.Tensor) -> tuple[gs.Tensor, gs.Tensor]:
     """Tables that rotate nothing, of the shape of `cos` and `sin`: ones and zeros."""
-    zero, one = (gs.Constant(f"rotary.{name}", np.array(value, np.float32)) for name, value in (("zero", 0.0), ("one", 1.0)))
-    none, nothing, ones = (gs.Variable(f"rotary.still_{name}", np.float32) for name in ("cos_zero", "sin", "cos"))
-    graph.nodes.append(gs.Node("Mul", none.name, {}, [cos, zero], [none]))
-    graph.nodes.append(gs.Node("Add", ones.name, {}, [none, one], [ones]))
-    graph.nodes.append(gs.Node("Mul", nothing.name, {}, [sin, zero], [nothing]))
-    return ones, nothing
+    zero = scalar("rotary.zero", 0.0)
+    zeros = add_node(graph, "Mul", "rotary.still_cos_zero", [cos, zero])
+    ones = add_node(graph, "Add", "rotary.still_cos", [zeros, scalar("rotary.one", 1.0)])
+    return ones, add_node(graph, "Mul", "rotary.still_sin", [sin, zero])
 
 
 def _rewrite(graph: gs.Graph, layer: Attention, cos: gs.Tensor, sin: gs.Tensor, mask: gs.Tensor) -> None:
@@ -105,7 +98,7 @@ def _rewrite(graph: gs.Graph, layer: Attention, cos: gs.Tensor, sin: gs.Tensor, 
         rope["epsilon"] = float(epsilon)
     inputs = [*sources, cos, sin]
     graph.nodes.append(gs.Node(kind, f"{prefix}.rope", rope, inputs, [q, k], domain=DOMAIN))
-    shape = gs.Constant(f"{prefix}.v_shape", np.array([1, -1, kv, dim], np.int64))
+    shape = integers(f"{prefix}.v_shape", 1, -1, kv, dim)
     graph.nodes.append(gs.Node("Reshape", f"{prefix}.v_heads", {}, [layer.v.y, shape], [v]))
     attrs = {
         "layer": layer.layer, "scale": layer.scale, "group_shape": [1, kv, heads // kv, 1, 1],

@@ -8,7 +8,7 @@ import onnx_graphsurgeon as gs
 from lowbit.passes.base import Outcome, Pass
 from lowbit.passes.graph.decoder import find_linears, find_norms, need
 from lowbit.passes.graph.match import SAME_VALUE, behind, constant_value, producer, readers, replace
-from lowbit.passes.quant.weights import weight_of
+from lowbit.passes.graph.quantized_ops import quantized_weight
 
 COMPARISONS = ("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not", "And", "Or")
 """They make booleans, which casts do change."""
@@ -51,10 +51,8 @@ def _reads_ids(node: gs.Node) -> bool:
 
 
 def _hidden_size(lookup: gs.Node) -> int:
-    table = lookup.inputs[0]
-    values = weight_of(table)
-    of = getattr(values, "of", None)
-    return int(of.source.shape[1] if of is not None else table.shape[1])
+    weight = quantized_weight(lookup)
+    return int((lookup.inputs[0] if weight is None else weight.source).shape[1])
 
 
 def _drop_casts(graph: gs.Graph) -> None:

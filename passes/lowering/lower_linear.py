@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_graphsurgeon as gs
 
 from lowbit.passes.base import Outcome, Pass, PassError
+from lowbit.passes.graph.build import add_node, integers
 from lowbit.passes.graph.decoder import find_linears
 from lowbit.passes.graph.quantized_ops import DOMAIN
 
@@ -45,7 +45,5 @@ class LowerLinear(Pass):
 
 def _pad(graph: gs.Graph, name: str, x: gs.Tensor, count: int) -> gs.Tensor:
     """Pad x [1, tokens, K] with `count` zeros after its last axis."""
-    pads = gs.Constant(f"{name}.pads", np.array([0, 0, 0, 0, 0, count], np.int64))
-    padded = gs.Variable(f"{name}.padded", np.float32)
-    graph.nodes.append(gs.Node("Pad", padded.name, {"mode": "constant"}, [x, pads], [padded]))
-    return padded
+    pads = integers(f"{name}.pads", 0, 0, 0, 0, 0, count)
+    return add_node(graph, "Pad", f"{name}.padded", [x, pads], mode="constant")

@@ -6,6 +6,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from lowbit.passes.base import Outcome, Pass, PassError
+from lowbit.passes.graph.build import add_node, integers
 from lowbit.passes.graph.quantized_ops import DOMAIN, quantized_matmuls
 
 
@@ -27,26 +28,17 @@ class LowerMatmul(Pass):
             padded = weight.form.block_count(k) * weight.form.block_size
             x, y = node.inputs[0], node.outputs[0]
             node.outputs.clear()
-
-            def add(op: str, part: str, inputs: list[gs.Tensor], name: str = name, **attrs: object) -> gs.Tensor:
-                output = gs.Variable(f"{name}.{part}", np.float32)
-                graph.nodes.append(gs.Node(op, output.name, attrs, inputs, [output]))
-                return output
-
-            def numbers(part: str, *values: int, name: str = name) -> gs.Constant:
-                return gs.Constant(f"{name}.{part}", np.array(values, np.int64))
-
-            rows = add("Reshape", "rows", [x, numbers("rows_shape", -1, k)])
+            rows = add_node(graph, "Reshape", f"{name}.rows", [x, integers(f"{name}.rows_shape", -1, k)])
             if padded != k:
-                rows = add("Pad", "padded", [rows, numbers("pads", 0, 0, 0, padded - k)], mode="constant")
+                pads = integers(f"{name}.pads", 0, 0, 0, padded - k)
+                rows = add_node(graph, "Pad", f"{name}.padded", [rows, pads], mode="constant")
                 notes.append(f"{name}: {k} inputs padded with zeros to {padded}, whole blocks of {weight.form.block_size}")
             product = gs.Variable(f"{name}.product", np.float32)
             graph.nodes.append(gs.Node("Linear", name, {"ic": padded, "oc": n}, [rows], [product], domain=DOMAIN))
-            shape = add("Shape", "shape", [x])
-            leading = add("Slice", "leading", [shape, numbers("first", 0), numbers("last", -1)])
-            shape.dtype = leading.dtype = np.int64
-            whole = add("Concat", "whole", [leading, numbers("n", n)], axis=0)
-            whole.dtype = np.int64
+            shape = add_node(graph, "Shape", f"{name}.shape", [x], np.int64)
+            bounds = integers(f"{name}.first", 0), integers(f"{name}.last", -1)
+            leading = add_node(graph, "Slice", f"{name}.leading", [shape, *bounds], np.int64)
+            whole = add_node(graph, "Concat", f"{name}.whole", [leading, integers(f"{name}.n", n)], np.int64, axis=0)
             graph.nodes.append(gs.Node("Reshape", f"{name}.y", {}, [product, whole], [y]))
         graph.cleanup(remove_unused_graph_inputs=False).toposort()
         return Outcome(tuple(weight.name for _, weight in found), notes=tuple(notes))

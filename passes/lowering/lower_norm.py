@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_graphsurgeon as gs
 
 from lowbit.passes.base import Outcome, Pass, PassError
+from lowbit.passes.graph.build import add_node, integers, scalar
 from lowbit.passes.graph.decoder import Norm, find_norms
 
 
@@ -31,19 +31,11 @@ def _rewrite(graph: gs.Graph, norm: Norm) -> None:
     prefix = name.removesuffix(".weight")
     norm.gamma.name += ".stored"  # its successor takes the name
     gamma = gs.Constant(name, norm.factors())
-
-    def scalar(part: str, value: float) -> gs.Constant:
-        return gs.Constant(f"{prefix}.{part}", np.array(value, np.float32))
-
-    def add(op: str, part: str, inputs: list[gs.Tensor], **attrs: object) -> gs.Tensor:
-        output = gs.Variable(f"{prefix}.{part}", np.float32)
-        graph.nodes.append(gs.Node(op, output.name, attrs, inputs, [output]))
-        return output
-
-    square = add("Pow", "square", [norm.x, scalar("two", 2.0)])
-    axes = gs.Constant(f"{prefix}.axes", np.array([-1], np.int64))
-    mean = add("ReduceMean", "mean", [square, axes], keepdims=1)
-    root = add("Sqrt", "root", [add("Add", "shifted", [mean, scalar("epsilon", norm.epsilon)])])
-    normed = add("Mul", "normed", [norm.x, add("Div", "reciprocal", [scalar("one", 1.0), root])])
+    square = add_node(graph, "Pow", f"{prefix}.square", [norm.x, scalar(f"{prefix}.two", 2.0)])
+    mean = add_node(graph, "ReduceMean", f"{prefix}.mean", [square, integers(f"{prefix}.axes", -1)], keepdims=1)
+    shifted = add_node(graph, "Add", f"{prefix}.shifted", [mean, scalar(f"{prefix}.epsilon", norm.epsilon)])
+    root = add_node(graph, "Sqrt", f"{prefix}.root", [shifted])
+    reciprocal = add_node(graph, "Div", f"{prefix}.reciprocal", [scalar(f"{prefix}.one", 1.0), root])
+    normed = add_node(graph, "Mul", f"{prefix}.normed", [norm.x, reciprocal])
     norm.y.inputs.clear()
     graph.nodes.append(gs.Node("Mul", f"{prefix}.y", {}, [gamma, normed], [norm.y]))

@@ -6,7 +6,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from lowbit.passes.base import Outcome, Pass
-from lowbit.passes.graph.match import behind, producer
+from lowbit.passes.graph.build import add_node
+from lowbit.passes.graph.match import before_bias
 from lowbit.passes.graph.quantized_ops import add_matmul, quantized_weight
 from lowbit.passes.quant.quantized_weight import QuantizedWeight
 from lowbit.passes.quant.weights import StackedWeight, weight_of, widened
@@ -30,7 +31,7 @@ class PackProjections(Pass):
             found = [part for part in parts if part is not None]
             if len(found) < 3:
                 skipped[node.name] = "something stands between its projections and itself"
-            elif len({_kind(matmul, bias) for matmul, _, bias in found}) > 1:
+            elif len({_kind(*part) for part in found}) > 1:
                 skipped[node.name] = "its projections differ in bits, blocks, arithmetic or input"
             else:
                 packed = _pack(graph, f"{node.name}.qkv_proj", found)
@@ -45,20 +46,13 @@ _Projection = tuple[gs.Node, QuantizedWeight, gs.Constant | None]
 
 def _projection(tensor: gs.Tensor) -> _Projection | None:
     """The quantized MatMul that makes `tensor`, its weight and the bias between them."""
-    node, bias = producer(tensor), None
-    if node is not None and node.op == "Add":
-        constants = [one for one in map(behind, node.inputs) if isinstance(one, gs.Constant)]
-        others = [one for one in node.inputs if not isinstance(behind(one), gs.Constant)]
-        if len(constants) != 1:
-            return None
-        bias, node = constants[0], producer(others[0])
+    node, bias = before_bias(tensor)
     weight = None if node is None else quantized_weight(node)
-    return None if node is None or weight is None else (node, weight, bias)
+    return None if node is None or weight is None else (node, weight, None if bias is None else bias.constant)
 
 
-def _kind(matmul: gs.Node, bias: gs.Constant | None) -> tuple[object, ...]:
-    weight = quantized_weight(matmul)
-    assert weight is not None
+def _kind(matmul: gs.Node, weight: QuantizedWeight, bias: gs.Constant | None) -> tuple[object, ...]:
+    """What the products of a packed layer must have in common."""
     dtype = None if bias is None else weight_of(bias).onnx_dtype
     return id(matmul.inputs[0]), weight.form, matmul.attrs["accuracy_level"], dtype
 
@@ -73,6 +67,4 @@ def _pack(graph: gs.Graph, name: str, parts: list[_Projection]) -> gs.Tensor:
     if bias is None:
         return y
     values = StackedWeight([(one.name, weight_of(one)) for _, _, one in parts if one is not None])
-    total = gs.Variable(f"{name}.biased", np.float32)
-    graph.nodes.append(gs.Node("Add", total.name, {}, [y, widened(graph, f"{name}.bias", values)], [total]))
-    return total
+    return add_node(graph, "Add", f"{name}.biased", [y, widened(graph, f"{name}.bias", values)])

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import Field
 
 from lowbit.passes.methods.rtn import Rtn
@@ -32,7 +33,7 @@ class Awq(Method):
     """How many shares are tried, from 1 down to just above `least`."""
     least: Annotated[float, Field(gt=0, lt=1)] = 0.5
 
-    def quantize(self, rows: np.ndarray, form: BlockFormat, hessian: Hessian | None = None) -> Blocks:
+    def quantize(self, rows: npt.NDArray[Any], form: BlockFormat, hessian: Hessian | None = None) -> Blocks:
         moments = needed(hessian)
         w = np.ascontiguousarray(rows, np.float32)
         count, k = w.shape
@@ -42,18 +43,18 @@ class Awq(Method):
         best, best_error = Rtn().quantize(w, form), np.full((count, blocks), np.inf)
         for i in range(self.shares):
             limit = np.repeat(largest * np.float32(1 - (1 - self.least) * i / self.shares), size, 1)[:, :k]
-            found = Rtn().quantize(np.clip(w, -limit, limit), form)
-            away = found.dequantize(k) - w
+            clipped = Rtn().quantize(np.clip(w, -limit, limit), form)
+            away = clipped.dequantize(k) - w
             errors = [((away[:, here] @ moments.matrix[here, here]) * away[:, here]).sum(1) for here in places]
             better = np.stack(errors, 1) < best_error
             best_error = np.where(better, np.stack(errors, 1), best_error)
-            best.scales[better], best.zero_points[better] = found.scales[better], found.zero_points[better]
+            best.scales[better], best.zero_points[better] = clipped.scales[better], clipped.zero_points[better]
             codes = np.repeat(better, size, 1)
-            best.codes[codes] = found.codes[codes]
+            best.codes[codes] = clipped.codes[codes]
         return best
 
 
-def search_scale(x: np.ndarray, layers: list[QuantizedWeight], scale: ChannelScale) -> np.ndarray:
+def search_scale(x: npt.NDArray[np.float32], layers: list[QuantizedWeight], scale: ChannelScale) -> npt.NDArray[np.float32]:
     """The values of a scale that make the output error of the layers that read it least, float32 [size].
 
     Weights are rounded by their own method, or to nearest where that needs a look at inputs as well.
@@ -68,7 +69,7 @@ def search_scale(x: np.ndarray, layers: list[QuantizedWeight], scale: ChannelSca
     losses = np.zeros(scale.ratios)
     for layer in layers:
 
-        def loss(piece: tuple[int, np.ndarray], layer: QuantizedWeight = layer) -> np.ndarray:
+        def loss(piece: tuple[int, npt.NDArray[Any]], layer: QuantizedWeight = layer) -> npt.NDArray[np.float64]:
             rows = piece[1].astype(np.float32)
             return np.array([_output_error(x, rows, scale.spread(s), layer) for s in tried])
 
@@ -77,7 +78,9 @@ def search_scale(x: np.ndarray, layers: list[QuantizedWeight], scale: ChannelSca
     return np.asarray(tried[int(losses.argmin())], np.float32)
 
 
-def _output_error(x: np.ndarray, rows: np.ndarray, s: np.ndarray, layer: QuantizedWeight) -> float:
+def _output_error(
+    x: npt.NDArray[np.float32], rows: npt.NDArray[Any], s: npt.NDArray[np.float32], layer: QuantizedWeight
+) -> float:
     """Sum of squares of x (W - Q(W s) / s)^T."""
     method = Rtn() if layer.method.calibrated else layer.method
     away = method.quantize(rows * s, layer.form).dequantize(rows.shape[1]) / s - rows

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numba
 import numpy as np
+import numpy.typing as npt
 from pydantic import Field
 
 from lowbit.passes.methods.mse import search
@@ -29,7 +30,7 @@ class Gptq(Method):
     order: Literal["natural", "activation"] = "natural"
     """`activation`: weights of large inputs first; scales are then searched beforehand, so that blocks stay in place."""
 
-    def quantize(self, rows: np.ndarray, form: BlockFormat, hessian: Hessian | None = None) -> Blocks:
+    def quantize(self, rows: npt.NDArray[Any], form: BlockFormat, hessian: Hessian | None = None) -> Blocks:
         moments = needed(hessian)
         w = np.ascontiguousarray(rows, np.float32)
         if self.order == "activation":
@@ -54,7 +55,7 @@ class Gptq(Method):
             _round_in_turn(w[:, here], w[:, here] + moved, feedback[here, here], scale, zero, form.max_code, *parts)
         return Blocks(codes, scales, zeros)
 
-    def _ordered(self, w: np.ndarray, form: BlockFormat, moments: Hessian) -> Blocks:
+    def _ordered(self, w: npt.NDArray[np.float32], form: BlockFormat, moments: Hessian) -> Blocks:
         k, size = w.shape[1], form.block_size
         order, feedback = moments.order, moments.feedback(self.damping, ordered=True)
         grid = search(w, form, moments.diagonal)

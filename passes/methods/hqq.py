@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numba
 import numpy as np
+import numpy.typing as npt
 
 from lowbit.passes.methods.rtn import full_range
 from lowbit.passes.quant.format import BlockFormat, Blocks
@@ -29,7 +32,7 @@ class Hqq(Method):
     kappa: float = 1.01
     iterations: int = 20
 
-    def quantize(self, rows: np.ndarray, form: BlockFormat, hessian: Hessian | None = None) -> Blocks:
+    def quantize(self, rows: npt.NDArray[Any], form: BlockFormat, hessian: Hessian | None = None) -> Blocks:
         found = run_kernel(_kernel, rows, form, self.p, self.beta, self.kappa, self.iterations, form.free)
         return on_grid(rows, found.scales, found.zero_points, form) if form.free else found
 

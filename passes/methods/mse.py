@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numba
 import numpy as np
+import numpy.typing as npt
 
 from lowbit.passes.methods.rtn import full_range
 from lowbit.passes.quant.format import BlockFormat, Blocks
@@ -31,11 +33,11 @@ class Mse(Method):
     within 1% of a grid of 729 (27 lower x 27 upper bounds) on heavy-tailed weights. Free zero points are fitted afterwards.
     """
 
-    def quantize(self, rows: np.ndarray, form: BlockFormat, hessian: Hessian | None = None) -> Blocks:
+    def quantize(self, rows: npt.NDArray[Any], form: BlockFormat, hessian: Hessian | None = None) -> Blocks:
         return search(rows, form, np.ones(rows.shape[1], np.float32))
 
 
-def search(rows: np.ndarray, form: BlockFormat, importance: np.ndarray) -> Blocks:
+def search(rows: npt.NDArray[Any], form: BlockFormat, importance: npt.NDArray[np.float32]) -> Blocks:
     """The grid of each block of `rows` [rows, K] that makes the sum of importance [K] * error^2 least, and its codes."""
     worth = np.asarray(importance, np.float32)
     found = run_kernel(_kernel, rows, replace(form, zero_point="integer"), worth)

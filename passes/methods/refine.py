@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numba
 import numpy as np
+import numpy.typing as npt
 from pydantic import Field
 
 from lowbit.passes.methods.gptq import Gptq
@@ -33,7 +34,7 @@ class Refine(Method):
     damping: Annotated[float, Field(gt=0, le=1)] = 0.01
     """Added to the diagonal of H, as a share of its mean: keeps rarely used inputs from being traded away."""
 
-    def quantize(self, rows: np.ndarray, form: BlockFormat, hessian: Hessian | None = None) -> Blocks:
+    def quantize(self, rows: npt.NDArray[Any], form: BlockFormat, hessian: Hessian | None = None) -> Blocks:
         moments = needed(hessian)
         found = self.after.quantize(rows, form, moments)
         k, size = rows.shape[1], form.block_size

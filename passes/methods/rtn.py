@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numba
 import numpy as np
+import numpy.typing as npt
 
 from lowbit.passes.quant.format import BlockFormat, Blocks
 from lowbit.passes.quant.free_grid import full_span
@@ -20,7 +23,7 @@ class Rtn(Method):
     (the scale takes the sign), as onnxruntime's own quantizer does. Free zero points: from the smallest to the largest.
     """
 
-    def quantize(self, rows: np.ndarray, form: BlockFormat, hessian: Hessian | None = None) -> Blocks:
+    def quantize(self, rows: npt.NDArray[Any], form: BlockFormat, hessian: Hessian | None = None) -> Blocks:
         return full_span(rows, form) if form.free else run_kernel(_kernel, rows, form)
 
 

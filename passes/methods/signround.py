@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import Field
 
 from lowbit.passes.quant.format import BlockFormat, Blocks, exact_grid
 from lowbit.passes.quant.hessian import Hessian
 from lowbit.passes.quant.method import Method, needed
+
+Floats = npt.NDArray[np.float32]
 
 
 class Signround(Method):
@@ -26,7 +29,7 @@ class Signround(Method):
     damping: Annotated[float, Field(gt=0, le=1)] = 0.01
     """Added to the diagonal of H, as a share of its mean."""
 
-    def quantize(self, rows: np.ndarray, form: BlockFormat, hessian: Hessian | None = None) -> Blocks:
+    def quantize(self, rows: npt.NDArray[Any], form: BlockFormat, hessian: Hessian | None = None) -> Blocks:
         moments = needed(hessian)
         w = np.ascontiguousarray(rows, np.float32)
         count, k = w.shape
@@ -40,21 +43,21 @@ class Signround(Method):
         ends = np.ones((2, count, blocks), np.float32)  # of the lower and the upper end of the range
         best, best_error = _round(tiles, offset, low, high, ends, form), np.full(count, np.inf, np.float32)
         for step in range(self.iterations + 1):
-            found = _round(tiles, offset, low, high, ends, form)
-            errors = w - found.dequantize(k)
+            tried = _round(tiles, offset, low, high, ends, form)
+            errors = w - tried.dequantize(k)
             pull = errors @ moments.matrix + damping * errors
             loss = (errors * pull).sum(1)
             better = loss < best_error
             best_error[better] = loss[better]
-            for kept, new in ((best.codes, found.codes), (best.scales, found.scales), (best.zero_points, found.zero_points)):
-                kept[better] = new[better]
+            for old, new in ((best.codes, tried.codes), (best.scales, tried.scales), (best.zero_points, tried.zero_points)):
+                old[better] = new[better]
             rate = np.float32((1 - step / self.iterations) / self.iterations)
-            _move(tiles, pull, found, offset, low, high, ends, form, rate)
+            _move(tiles, pull, tried, offset, low, high, ends, form, rate)
         return best
 
 
 def _move(
-    tiles: np.ndarray, pull: np.ndarray, found: Blocks, offset: np.ndarray, low: np.ndarray, high: np.ndarray, ends: np.ndarray,
+    tiles: Floats, pull: Floats, tried: Blocks, offset: Floats, low: Floats, high: Floats, ends: Floats,
     form: BlockFormat, rate: np.float32,
 ) -> None:  # fmt: skip
     """A step against the signs of the gradients of offsets and ends, in place; `pull` is E H, minus half the one of W'."""
@@ -62,8 +65,8 @@ def _move(
     away = np.zeros((count, blocks * size), np.float32)
     away[:, : pull.shape[1]] = pull
     away = away.reshape(tiles.shape)
-    scale, zero = found.scales[..., None], found.zero_points[..., None].astype(np.float32)
-    codes = found.codes.reshape(tiles.shape).astype(np.float32)
+    scale, zero = tried.scales[..., None], tried.zero_points[..., None].astype(np.float32)
+    codes = tried.codes.reshape(tiles.shape).astype(np.float32)
     wanted = np.rint(tiles / scale + offset.reshape(tiles.shape) + zero)
     inside = (wanted >= 0) & (wanted <= form.max_code)
     offset += rate * np.sign(away * scale * inside).reshape(offset.shape)
@@ -75,7 +78,7 @@ def _move(
         by_scale += (away * ~inside * zero).sum(-1)
         by_low = -by_scale * low + form.max_code * low * (away * ~inside).sum(-1)
     if form.symmetric:
-        ends += rate * np.sign(by_scale * found.scales)
+        ends += rate * np.sign(by_scale * tried.scales)
     else:
         ends[0] += rate * np.sign(by_low)
         ends[1] += rate * np.sign(by_scale * high)
@@ -83,7 +86,12 @@ def _move(
 
 
 def _round(
-    tiles: np.ndarray, offset: np.ndarray, low: np.ndarray, high: np.ndarray, ends: np.ndarray, form: BlockFormat
+    tiles: Floats,
+    offset: Floats,
+    low: Floats,
+    high: Floats,
+    ends: Floats,
+    form: BlockFormat,
 ) -> Blocks:
     """The codes for offsets and clipped ranges; padding and blocks of zeros hold the zero point."""
     if form.symmetric:

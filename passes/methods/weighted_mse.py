@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
-import numpy as np
+import numpy.typing as npt
 
 from lowbit.passes.methods.mse import search
 from lowbit.passes.quant.format import BlockFormat, Blocks
@@ -21,5 +21,5 @@ class WeightedMse(Method):
 
     calibrated: ClassVar[bool] = True
 
-    def quantize(self, rows: np.ndarray, form: BlockFormat, hessian: Hessian | None = None) -> Blocks:
+    def quantize(self, rows: npt.NDArray[Any], form: BlockFormat, hessian: Hessian | None = None) -> Blocks:
         return search(rows, form, needed(hessian).diagonal)

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numba
 import numpy as np
+import numpy.typing as npt
 
 ScaleDtype = Literal["fp16", "fp32"]
 ZeroPoint = Literal["integer", "float"]
@@ -88,18 +89,18 @@ class Blocks:
         zero_points: uint8 [rows, blocks], or float32 where they are free.
     """
 
-    codes: np.ndarray
-    scales: np.ndarray
-    zero_points: np.ndarray
+    codes: npt.NDArray[np.uint8]
+    scales: npt.NDArray[np.float32]
+    zero_points: npt.NDArray[Any]
 
-    def dequantize(self, k: int) -> np.ndarray:
+    def dequantize(self, k: int) -> npt.NDArray[np.float32]:
         """The weights that these codes stand for, float32 [rows, k]."""
         rows, blocks = self.scales.shape
         steps = self.codes.reshape(rows, blocks, -1).astype(np.float32) - self.zero_points[..., None]
         return np.asarray((steps * self.scales[..., None]).reshape(rows, -1)[:, :k], np.float32)
 
 
-def rounding_table(form: BlockFormat) -> np.ndarray:
+def rounding_table(form: BlockFormat) -> npt.NDArray[np.float32]:
     """What `exact_scale` needs to know per zero point: float32 [2^bits, 2] = (splitter, fixed-step limit).
 
     MNN stores scale and (2^(bits-1) - zero_point) * scale. With |2^(bits-1) - zero_point| = odd * 2^j and
@@ -117,7 +118,9 @@ def rounding_table(form: BlockFormat) -> np.ndarray:
     return table
 
 
-def exact_grid(scales: np.ndarray, zero_points: np.ndarray, form: BlockFormat) -> tuple[np.ndarray, np.ndarray]:
+def exact_grid(
+    scales: npt.NDArray[np.float32], zero_points: npt.NDArray[Any], form: BlockFormat
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[Any]]:
     """The nearest scales and zero points that a file holds exactly, float32 [rows, blocks] and as in `Blocks`.
 
     Integer zero points stay as they are; free ones follow from their rounded offsets.
@@ -130,7 +133,7 @@ def exact_grid(scales: np.ndarray, zero_points: np.ndarray, form: BlockFormat) -
     return found, zeros
 
 
-def offsets_of(scales: np.ndarray, zero_points: np.ndarray, form: BlockFormat) -> np.ndarray:
+def offsets_of(scales: npt.NDArray[np.float32], zero_points: npt.NDArray[Any], form: BlockFormat) -> npt.NDArray[Any]:
     """What a code of 2^(bits-1) stands for, [rows, blocks] in the scale dtype; too large ones become infinite."""
     offsets = (np.float32(form.middle) - zero_points.astype(np.float32)) * scales
     with np.errstate(over="ignore"):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numba
 import numpy as np
+import numpy.typing as npt
 
 from lowbit.passes.quant.format import BlockFormat, Blocks, exact_grid, exact_scale, exact_value, rounding_table
 
@@ -11,7 +14,9 @@ ROUNDS = 8
 """Fits of a grid to its codes and of the codes to the grid; nearly all blocks stand still before."""
 
 
-def on_grid(rows: np.ndarray, scales: np.ndarray, zero_points: np.ndarray, form: BlockFormat) -> Blocks:
+def on_grid(
+    rows: npt.NDArray[Any], scales: npt.NDArray[np.float32], zero_points: npt.NDArray[Any], form: BlockFormat
+) -> Blocks:
     """The nearest codes on free grids, float32 [rows, blocks], which are made exact first."""
     w = _tiles(rows, form)
     scales, zeros = exact_grid(scales, zero_points, form)
@@ -21,7 +26,7 @@ def on_grid(rows: np.ndarray, scales: np.ndarray, zero_points: np.ndarray, form:
     return Blocks(codes.astype(np.uint8), scales, zeros)
 
 
-def full_span(rows: np.ndarray, form: BlockFormat) -> Blocks:
+def full_span(rows: npt.NDArray[Any], form: BlockFormat) -> Blocks:
     """Round to nearest between each block's smallest and largest weight; a block of equal weights is its offset."""
     w = _tiles(rows, form)
     low, high = w.min(-1), w.max(-1)
@@ -30,7 +35,7 @@ def full_span(rows: np.ndarray, form: BlockFormat) -> Blocks:
     return on_grid(rows, scale, -low / scale, form)
 
 
-def fit(rows: np.ndarray, start: Blocks, form: BlockFormat, importance: np.ndarray) -> Blocks:
+def fit(rows: npt.NDArray[Any], start: Blocks, form: BlockFormat, importance: npt.NDArray[np.float32]) -> Blocks:
     """Lower the sum of importance [K] * error^2 of each block: fit scale and offset to the codes, then codes to them, in turn.
 
     Lloyd's algorithm (1982) on a grid of equal steps: linear regression, then the nearest codes. No round makes it worse.
@@ -58,14 +63,14 @@ def fit(rows: np.ndarray, start: Blocks, form: BlockFormat, importance: np.ndarr
     return found
 
 
-def _tiles(rows: np.ndarray, form: BlockFormat) -> np.ndarray:
+def _tiles(rows: npt.NDArray[Any], form: BlockFormat) -> npt.NDArray[np.float32]:
     """Weights float32 [rows, blocks, size], a ragged end repeated."""
     missing = form.block_count(rows.shape[1]) * form.block_size - rows.shape[1]
     padded = np.pad(rows.astype(np.float32), ((0, 0), (0, missing)), mode="edge")
     return padded.reshape(len(rows), -1, form.block_size)
 
 
-def _pad(codes: np.ndarray, zeros: np.ndarray, k: int, form: BlockFormat) -> None:
+def _pad(codes: npt.NDArray[np.uint8], zeros: npt.NDArray[Any], k: int, form: BlockFormat) -> None:
     """Let the padding of a ragged end hold the code nearest to zero."""
     codes[:, k:] = np.clip(np.rint(zeros[:, -1:]), 0, form.max_code)
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from lowbit.passes.base import PassError
 
@@ -26,7 +28,7 @@ class Rotation:
     size: int
     seed: int
 
-    def turn(self, x: np.ndarray) -> np.ndarray:
+    def turn(self, x: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Rotate each run of `size` values along the last axis; float32 [..., a multiple of size]."""
         shape = x.shape
         signs = np.random.default_rng([self.seed, self.size]).choice(np.array([-1, 1], np.float32), self.size)
@@ -39,7 +41,7 @@ class Rotation:
 
 
 @cache
-def hadamard_factors(size: int) -> tuple[np.ndarray, ...]:
+def hadamard_factors(size: int) -> tuple[npt.NDArray[np.float32], ...]:
     """Hadamard matrices whose Kronecker product has the order `size`, float32.
 
     Raises:
@@ -50,7 +52,7 @@ def hadamard_factors(size: int) -> tuple[np.ndarray, ...]:
     for power in range(twos, -1, -1):
         first = _paley(size >> power)
         if first is not None:
-            merged: list[np.ndarray] = []
+            merged: list[npt.NDArray[np.float32]] = []
             for _ in range(power):
                 if merged and len(merged[-1]) < LARGEST:
                     merged[-1] = np.kron(merged[-1], half)
@@ -62,7 +64,7 @@ def hadamard_factors(size: int) -> tuple[np.ndarray, ...]:
     )
 
 
-def _paley(order: int) -> np.ndarray | None:
+def _paley(order: int) -> npt.NDArray[np.float32] | None:
     """A Hadamard matrix of `order` by Paley's first or second construction, or None."""
     if order == 1:
         return np.ones((1, 1), np.float32)
@@ -76,14 +78,14 @@ def _paley(order: int) -> np.ndarray | None:
     return None
 
 
-def _jacobsthal(q: int) -> np.ndarray:
+def _jacobsthal(q: int) -> npt.NDArray[np.int64]:
     """Q[i, j] = Legendre symbol of i - j modulo the prime q."""
     squares = {i * i % q for i in range(1, q)}
     symbol = np.array([0, *(1 if i in squares else -1 for i in range(1, q))])
     return np.asarray(symbol[(np.arange(q)[:, None] - np.arange(q)) % q])
 
 
-def _border(core: np.ndarray, below: int) -> np.ndarray:
+def _border(core: npt.NDArray[np.int64], below: int) -> npt.NDArray[np.int64]:
     found = np.zeros((len(core) + 1, len(core) + 1), np.int64)
     found[0, 1:], found[1:, 0], found[1:, 1:] = 1, below, core
     return found

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import threading
 from functools import cached_property
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from lowbit.passes.base import PassError
 from lowbit.passes.quant.parallel import in_order
@@ -27,24 +29,24 @@ class Hessian:
         matrix: float32 [K, K], symmetric. An input that is always zero has a one on the diagonal instead.
     """
 
-    def __init__(self, matrix: np.ndarray) -> None:
+    def __init__(self, matrix: npt.NDArray[np.float32]) -> None:
         diagonal = np.einsum("ii->i", matrix)
         diagonal[diagonal <= 0] = 1
         self.matrix = matrix
         self._lock = threading.Lock()
-        self._known: dict[tuple[float, bool], tuple[np.ndarray, np.ndarray]] = {}
+        self._known: dict[tuple[float, bool], tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]] = {}
 
     @property
-    def diagonal(self) -> np.ndarray:
+    def diagonal(self) -> npt.NDArray[np.float32]:
         """Mean square of each input, float32 [K]."""
         return np.ascontiguousarray(np.einsum("ii->i", self.matrix))
 
     @cached_property
-    def order(self) -> np.ndarray:
+    def order(self) -> npt.NDArray[np.intp]:
         """The inputs from the largest mean square to the smallest, int64 [K]."""
         return np.argsort(-self.diagonal, kind="stable")
 
-    def feedback(self, damping: float, ordered: bool = False) -> np.ndarray:
+    def feedback(self, damping: float, ordered: bool = False) -> npt.NDArray[np.float32]:
         """How much of an earlier weight's error each later weight takes over, float32 [K, K], above its unit diagonal.
 
         With H + damping * mean(diagonal) * I = R R^T, R upper triangular, it is R / diagonal(R) by columns: rounding
@@ -60,7 +62,7 @@ class Hessian:
         """
         return self._factors(damping, ordered)[0]
 
-    def solve(self, rows: np.ndarray, damping: float) -> np.ndarray:
+    def solve(self, rows: npt.NDArray[Any], damping: float) -> npt.NDArray[np.float32]:
         """Return rows (H + damping * mean(diagonal) * I)^-1, float32 [rows, K]: forward and back substitution by tiles."""
         unit, pivots = self._factors(damping, False)
         found = np.array(rows, np.float32)
@@ -75,14 +77,14 @@ class Hessian:
             found[:, here] = found[:, here] @ np.linalg.inv(unit[here, here])
         return found
 
-    def _factors(self, damping: float, ordered: bool) -> tuple[np.ndarray, np.ndarray]:
+    def _factors(self, damping: float, ordered: bool) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """The unit upper triangular U and the pivots D of U diagonal(D) U^T = H + damping; made once."""
         with self._lock:
             if (damping, ordered) not in self._known:
                 self._known[damping, ordered] = self._factorize(damping, ordered)
             return self._known[damping, ordered]
 
-    def _factorize(self, damping: float, ordered: bool) -> tuple[np.ndarray, np.ndarray]:
+    def _factorize(self, damping: float, ordered: bool) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         for attempt in range(RETRIES):
             factor = self.matrix[np.ix_(self.order, self.order)] if ordered else self.matrix.copy()
             np.einsum("ii->i", factor)[...] += damping * 10**attempt * float(self.diagonal.mean())
@@ -108,7 +110,7 @@ class Moments:
         self.sums = np.zeros((k, k), np.float64 if k <= WIDE_SUMS else np.float32)
         self.tokens = 0
 
-    def add(self, x: np.ndarray) -> None:
+    def add(self, x: npt.NDArray[np.float32]) -> None:
         """Count the inputs x, float32 [tokens, K], in."""
         k = x.shape[1]
         starts = range(0, k, TILE)
@@ -136,7 +138,7 @@ class Moments:
         return Hessian(matrix)
 
 
-def upper_factor(matrix: np.ndarray) -> None:
+def upper_factor(matrix: npt.NDArray[np.float32]) -> None:
     """Overwrite a symmetric matrix [K, K] with the upper triangular R of matrix = R R^T, from the last column to the first.
 
     Raises:
@@ -150,10 +152,10 @@ def upper_factor(matrix: np.ndarray) -> None:
         matrix[start:stop, :start] = 0
         panel, inverse = matrix[:start, start:stop], np.linalg.inv(corner).T
 
-        def solve(row: int, panel: np.ndarray = panel, inverse: np.ndarray = inverse) -> None:
+        def solve(row: int, panel: npt.NDArray[np.float32] = panel, inverse: npt.NDArray[np.float32] = inverse) -> None:
             panel[row : row + TILE] = panel[row : row + TILE] @ inverse
 
-        def update(row: int, panel: np.ndarray = panel, start: int = start) -> None:
+        def update(row: int, panel: npt.NDArray[np.float32] = panel, start: int = start) -> None:
             below = min(row + TILE, start)
             matrix[row:below, row:start] -= panel[row:below] @ panel[row:start].T
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
-import numpy as np
+import numpy.typing as npt
 
 from lowbit.passes.base import Options, PassError
 from lowbit.passes.quant.format import BlockFormat, Blocks
@@ -17,7 +17,7 @@ class Method(Options):
     calibrated: ClassVar[bool] = False
     """Whether the method needs the layer's inputs: a recipe that uses it says in `calibrate:` where they come from."""
 
-    def quantize(self, rows: np.ndarray, form: BlockFormat, hessian: Hessian | None = None) -> Blocks:
+    def quantize(self, rows: npt.NDArray[Any], form: BlockFormat, hessian: Hessian | None = None) -> Blocks:
         """Quantize some rows of a weight, independently of all other rows.
 
         Args:

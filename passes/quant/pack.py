@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numba
 import numpy as np
+import numpy.typing as npt
 
 NIB77 = "nib77"
 
@@ -110,12 +111,12 @@ def expand_nib77(planes):  # type: ignore[no-untyped-def]
     return nibbles
 
 
-def pack_codes(codes: np.ndarray, bits: int) -> np.ndarray:
+def pack_codes(codes: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]:
     """Codes uint8 [rows, K] (K padded to whole blocks) -> uint8 [rows, bytes], or [rows, 3, K / 8] at 3 bits."""
     return np.asarray(pack_nib77(codes) if bits == 3 else pack_lsb(codes, bits))
 
 
-def unpack_codes(packed: np.ndarray, bits: int, count: int) -> np.ndarray:
+def unpack_codes(packed: npt.NDArray[np.uint8], bits: int, count: int) -> npt.NDArray[np.uint8]:
     """Bytes of the ONNX file, uint8 [rows, ...] -> codes uint8 [rows, count]."""
     rows = packed.shape[0]
     return np.asarray(unpack_nib77(packed) if bits == 3 else unpack_lsb(packed.reshape(rows, -1), bits, count))

@@ -31,10 +31,10 @@ from lowbit.passes.registry import word_of
 class Chunk:
     """Some rows of a quantized weight, packed as the ONNX file holds them, and their squared error."""
 
-    codes: np.ndarray
-    scales: np.ndarray
-    zero_points: np.ndarray | None
-    offsets: np.ndarray | None
+    codes: npt.NDArray[np.uint8]
+    scales: npt.NDArray[Any]
+    zero_points: npt.NDArray[Any] | None
+    offsets: npt.NDArray[Any] | None
     squared_error: float
     square: float
 
@@ -97,7 +97,7 @@ class QuantizedWeight:
         """
         return in_order(self._quantize, self.source.chunks())
 
-    def _quantize(self, piece: tuple[int, np.ndarray]) -> Chunk:
+    def _quantize(self, piece: tuple[int, npt.NDArray[Any]]) -> Chunk:
         start, rows = piece
         bits, shift = as_bits(rows)
         if not all_finite(bits, np.uint32(shift)):
@@ -110,7 +110,7 @@ class QuantizedWeight:
         wanted = rows if self.target is None else self.target(rows)
         return self.chunk(start, rows, self.method.quantize(wanted, self.form, self.hessian))
 
-    def chunk(self, start: int, rows: np.ndarray, blocks: Blocks) -> Chunk:
+    def chunk(self, start: int, rows: npt.NDArray[Any], blocks: Blocks) -> Chunk:
         """What the file holds of `rows`, the first of them row `start`, quantized to `blocks`.
 
         Raises:
@@ -139,13 +139,13 @@ class Part(Weight):
         self.of = of
         self.part = part
 
-    def load(self) -> np.ndarray:
+    def load(self) -> npt.NDArray[Any]:
         """Quantize now, in memory; small graphs and tests do."""
         dtype = onnx.helper.tensor_dtype_to_np_dtype(self.onnx_dtype)
         found = np.concatenate([getattr(chunk, self.part) for chunk in self.of.chunks()])
         return found.reshape(self.shape).astype(dtype, copy=False)
 
-    def rows(self, start: int, stop: int) -> np.ndarray:
+    def rows(self, start: int, stop: int) -> npt.NDArray[Any]:
         return self.load()[start:stop]
 
 

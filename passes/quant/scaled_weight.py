@@ -23,9 +23,9 @@ class ChannelScale:
 
     def __init__(self, name: str, size: int, ratios: int, head_dim: int | None = None, repeats: int = 1) -> None:
         self.name, self.size, self.ratios, self.head_dim, self.repeats = name, size, ratios, head_dim or size, repeats
-        self.values: np.ndarray | None = None
+        self.values: npt.NDArray[np.float32] | None = None
 
-    def known(self) -> np.ndarray:
+    def known(self) -> npt.NDArray[np.float32]:
         """The values.
 
         Raises:
@@ -35,11 +35,11 @@ class ChannelScale:
             raise PassError(f"{self.name}: its channels were not looked at; add `calibrate:` to the recipe.")
         return self.values
 
-    def spread(self, values: np.ndarray) -> np.ndarray:
+    def spread(self, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Values of the writer's channels [size] for the channels that readers see, [size * repeats]."""
         return np.repeat(values.reshape(-1, 1, self.head_dim), self.repeats, 1).reshape(-1)
 
-    def gather(self, values: np.ndarray) -> np.ndarray:
+    def gather(self, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Values of the readers' channels [size * repeats] for the writer's, [size]: the mean of those that are one."""
         return np.asarray(values.reshape(-1, self.repeats, self.head_dim).mean(1).reshape(-1))
 
@@ -52,7 +52,7 @@ class ScaledWeight(DerivedWeight):
         self.source, self.read, self.written = source, read, written
 
     @property
-    def scales(self) -> list[np.ndarray | None]:
+    def scales(self) -> list[npt.NDArray[np.float32] | None]:
         """What columns are multiplied by and rows divided by."""
         read = None if self.read is None else self.read.spread(self.read.known())
         return [read, None if self.written is None else self.written.known()]

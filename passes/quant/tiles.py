@@ -9,9 +9,11 @@ numba's check for a division by zero (hence error_model="numpy").
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numba
 import numpy as np
+import numpy.typing as npt
 
 from lowbit.passes.quant.format import BlockFormat, Blocks, exact_scale, rounding_table
 from lowbit.passes.quant.weights import as_bits
@@ -84,7 +86,9 @@ def store_codes(tile, filled, row, block, size, scale, zero, top, steps, codes, 
         zeros[row + lane, block] = zero[lane]
 
 
-def run_kernel(kernel: Callable[..., None], rows: np.ndarray, form: BlockFormat, *options: float | np.ndarray) -> Blocks:
+def run_kernel(
+    kernel: Callable[..., None], rows: npt.NDArray[Any], form: BlockFormat, *options: float | npt.NDArray[Any]
+) -> Blocks:
     """Call a tile kernel on rows [rows, K] and return what it filled in."""
     bits, shift = as_bits(rows)
     count, blocks = bits.shape[0], form.block_count(bits.shape[1])

@@ -36,7 +36,7 @@ class Weight(LazyValues):  # type: ignore[misc]
         self.dtype = onnx_dtype if onnx_dtype == onnx.TensorProto.BFLOAT16 else self.numpy_dtype
         self.nbytes = math.prod(self.shape) * self.numpy_dtype.itemsize
 
-    def rows(self, start: int, stop: int) -> np.ndarray:
+    def rows(self, start: int, stop: int) -> npt.NDArray[Any]:
         """Rows `start:stop` along axis 0, shape [stop - start, ...], in the stored dtype."""
         raise TypeError(f"{type(self).__name__} cannot be read by rows")
 
@@ -44,11 +44,11 @@ class Weight(LazyValues):  # type: ignore[misc]
         """`rows`, for one walk from the first row to the last: as long as it is held, it may keep what the next rows need."""
         return self.rows
 
-    def load(self) -> np.ndarray:
+    def load(self) -> npt.NDArray[Any]:
         """The whole weight. For small ones: everything large goes through `rows`."""
         return self.rows(0, self.shape[0]) if self.shape else self.rows(0, 1)
 
-    def chunks(self) -> Iterator[tuple[int, np.ndarray]]:
+    def chunks(self) -> Iterator[tuple[int, npt.NDArray[Any]]]:
         """`(start, rows)` from first to last, each about `ROW_CHUNK_BYTES`."""
         count, read = self.shape[0] if self.shape else 1, self.reader()
         step = rows_per_chunk(self.nbytes // max(count, 1))
@@ -64,11 +64,11 @@ class Weight(LazyValues):  # type: ignore[misc]
 class ArrayWeight(Weight):
     """A weight that is in memory already: what the tests build, and what a plain ONNX file holds."""
 
-    def __init__(self, array: np.ndarray) -> None:
+    def __init__(self, array: npt.NDArray[Any]) -> None:
         super().__init__(array.shape, onnx.helper.np_dtype_to_tensor_dtype(array.dtype))
         self.array = array
 
-    def rows(self, start: int, stop: int) -> np.ndarray:
+    def rows(self, start: int, stop: int) -> npt.NDArray[Any]:
         return self.array[start:stop] if self.shape else self.array.reshape(1)
 
 
@@ -103,7 +103,7 @@ def weight_of(constant: gs.Constant) -> Weight:
     return values if isinstance(values, Weight) else ArrayWeight(np.asarray(constant.values))
 
 
-def as_bits(rows: np.ndarray) -> tuple[np.ndarray, int]:
+def as_bits(rows: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], int]:
     """Rows of floats as unsigned bit patterns for the kernels, which widen them to float32 by a shift.
 
     Returns:

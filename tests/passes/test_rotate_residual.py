@@ -11,7 +11,8 @@ import pytest
 from lowbit.passes.base import PassError
 from lowbit.passes.quant.hadamard import Rotation, hadamard_factors
 from lowbit.passes.quant.rotated_weight import TurnedWeight
-from lowbit.passes.quant.weights import ArrayWeight
+from lowbit.passes.quant.scaled_weight import ChannelScale, ScaledWeight
+from lowbit.passes.quant.weights import ArrayWeight, CastWeight, SlicedWeight, StackedWeight
 from lowbit.passes.quantize_matmul import QuantizeMatmul
 from lowbit.passes.rotate_residual import RotateResidual
 from lowbit.pipeline.runtime.session import decoder_feeds
@@ -85,6 +86,33 @@ def test_rows_are_those_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lowbit.passes.quant.weights.ROW_CHUNK_BYTES", 7 * 48 * 4)
     assert [start for start, _ in turned.chunks()] == [0, 7, 14, 21, 28]
     np.testing.assert_array_equal(np.concatenate([rows for _, rows in turned.chunks()]), turned.load())
+
+
+class Counted(ArrayWeight):
+    """Counts how often each row is read."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        super().__init__(array)
+        self.counts = np.zeros(len(array), int)
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        self.counts[start:stop] += 1
+        return super().rows(start, stop)
+
+
+def test_a_walk_mixes_each_group_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Counted(random(32, 48))
+    turned = TurnedWeight(source, turn_out=Rotation(16, 0))
+    scale = ChannelScale("a", 48, 2)
+    scale.values = np.ones(48, np.float32)
+    views = [turned, SlicedWeight(turned, 0, 32), CastWeight(turned, 1), ScaledWeight(turned, read=scale)]
+    views += [StackedWeight([("a", turned)])]
+    expected = turned.load()
+    monkeypatch.setattr("lowbit.passes.quant.weights.ROW_CHUNK_BYTES", 8 * 48 * 4)
+    for view in views:
+        source.counts[:] = 0
+        np.testing.assert_array_equal(np.concatenate([rows for _, rows in view.chunks()]), expected)
+        assert source.counts.tolist() == [1] * 32, type(view).__name__
 
 
 def test_what_else_reads_the_stream_is_named(exported: Exported) -> None:
