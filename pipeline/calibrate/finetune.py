@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,14 +15,11 @@ from torch.nn import functional
 
 from lowbit.passes.finetune_blocks import FinetuneBlocks
 from lowbit.passes.graph.names import LAYER
-from lowbit.passes.quant.format import Blocks
-from lowbit.passes.quant.quantized_weight import Chunk, QuantizedWeight
-from lowbit.pipeline.calibrate.fake_quant_linear import TrainedLinear
+from lowbit.passes.quant.quantized_weight import QuantizedWeight
+from lowbit.pipeline.calibrate.trained_entries import Trained, TrainedEntries
 from lowbit.pipeline.calibrate.training import train
 from lowbit.pipeline.checkpoint.huggingface import Checkpoint
 from lowbit.pipeline.errors import PipelineError
-from lowbit.pipeline.onnx_io.entry import write_chunks
-from lowbit.pipeline.onnx_io.stored_layer import stored_as_entry
 from lowbit.pipeline.runtime.memory import too_large
 from lowbit.pipeline.runtime.torch_decoder import TorchDecoder
 from lowbit.pipeline.store.digests import digest, versions
@@ -32,8 +28,6 @@ from lowbit.pipeline.store.store import Entry, Store
 
 LIBRARIES = ("torch", "transformers")
 Report = Callable[[float, str], None]
-Trained = dict[QuantizedWeight, TrainedLinear]
-"""The layers of a module that are to be trained, by their weights."""
 
 
 def finetune(
@@ -63,7 +57,7 @@ def finetune(
     threads = torch.get_num_threads()
     torch.set_num_threads(options.threads)
     try:
-        return _Finetuning(graph, checkpoint, torch.from_numpy(windows), options, dict(entries), store, report).run()
+        return _Finetuning(graph, checkpoint, torch.from_numpy(windows), options, entries, store, report).run()
     finally:
         torch.set_num_threads(threads)
 
@@ -76,15 +70,16 @@ class _Finetuning:
         entries: dict[QuantizedWeight, Entry], store: Store, report: Report,
     ) -> None:  # fmt: skip
         self.decoder = TorchDecoder.of_graph(checkpoint, graph)
-        self.windows, self.options, self.entries, self.store, self.report = windows, options, entries, store, report
+        self.windows, self.options, self.report = windows, options, report
         self.layers: dict[int, list[QuantizedWeight]] = {}
         for weight in entries:
             if layer := LAYER.search(weight.name):
                 self.layers.setdefault(int(layer.group(1)), []).append(weight)
-        self.chain = digest(
+        chain = digest(
             "finetune", options.model_dump(mode="json"), windows.tolist(), sorted(e.folder.name for e in entries.values()),
             source_digest(finetune), versions(LIBRARIES),
         )  # fmt: skip
+        self.trained = TrainedEntries(entries, chain, store)
         self.begun = time.monotonic()
 
     def run(self) -> dict[QuantizedWeight, Entry]:
@@ -93,7 +88,7 @@ class _Finetuning:
             self._blocks_in_turn(parts)
         if self.options.end_to_end:
             self._end_to_end(partial(self._report, len(self.layers) / parts, 1 - len(self.layers) / parts))
-        return self.entries
+        return self.trained.entries
 
     def _blocks_in_turn(self, parts: int) -> None:
         """Train each block to write what the float model writes, for what the trained blocks before it write."""
@@ -102,26 +97,26 @@ class _Finetuning:
         for number in sorted(self.layers):
             block = self.decoder.block(number)
             target = self._through(block, exact)
-            trained = self._insert(block, self.layers[number], f"model.layers.{number}.")
-            if not self._recall(trained, "block"):
+            trained = self.trained.insert(block, self.layers[number], f"model.layers.{number}.")
+            if not self.trained.recall(trained, "block"):
                 self._train(
                     trained,
                     partial(self._block_loss, block, quantized, target, target.square().mean()),
                     self.options.epochs,
                     partial(self._report, number / parts, 1 / parts),
                 )
-                self._keep(trained, "block")
+                self.trained.keep(trained, "block")
             quantized, exact = self._through(block, quantized), target
 
     def _end_to_end(self, progress: Callable[[float], None]) -> None:
         """Train all weights together to give the float model's probabilities."""
         student = self.decoder.whole()
-        trained = self._insert(student, list(self.entries), "")
-        if self._recall(trained, "end to end"):
+        trained = self.trained.insert(student, list(self.trained.entries), "")
+        if self.trained.recall(trained, "end to end"):
             return
         loss = partial(self._divergence, self.decoder.whole(), student)
         self._train(trained, loss, self.options.end_to_end, progress)
-        self._keep(trained, "end to end")
+        self.trained.keep(trained, "end to end")
 
     def _block_loss(
         self, block: Any, x: torch.Tensor, target: torch.Tensor, size: torch.Tensor, batch: torch.Tensor
@@ -143,55 +138,6 @@ class _Finetuning:
         with torch.no_grad():
             return torch.cat([self.decoder.run(block, part) for part in torch.split(x, self.options.batch)])
 
-    def _insert(self, module: Any, weights: list[QuantizedWeight], prefix: str) -> Trained:
-        """Put the codes of the entries in place of float weights; returns those that are to be trained."""
-        trained = {}
-        for weight in weights:
-            name = weight.name.removeprefix(prefix)
-            linear = TrainedLinear(weight, self._blocks(weight), module.get_submodule(name))
-            parent, _, leaf = name.rpartition(".")
-            setattr(module.get_submodule(parent), leaf, linear)
-            if weight.training is not None:
-                trained[weight] = linear
-            else:
-                linear.requires_grad_(False)
-        return trained
-
-    def _blocks(self, weight: QuantizedWeight) -> Blocks:
-        layer = stored_as_entry(weight, self.entries[weight].folder)
-        parts = [layer.block_rows(*rows) for rows in layer.row_ranges()]
-        return Blocks(*(np.concatenate([getattr(p, name) for p in parts]) for name in ("codes", "scales", "zero_points")))
-
-    def _key(self, weight: QuantizedWeight, phase: str) -> str:
-        return digest(self.chain, phase, weight.name)
-
-    def _recall(self, trained: Trained, phase: str) -> bool:
-        """Take over what was trained before, if it is all there."""
-        known = {weight: entry for weight in trained if (entry := self.store.get(self._key(weight, phase))) is not None}
-        if len(known) < len(trained):
-            return False
-        self.entries |= known
-        for weight, linear in trained.items():
-            linear.settle(self._blocks(weight))
-        return True
-
-    def _keep(self, trained: Trained, phase: str) -> None:
-        """Store what was trained, and let the layers be exactly that."""
-        for weight, linear in trained.items():
-            blocks = linear.blocks()
-            linear.settle(blocks)
-            self.entries[weight] = self.store.put(self._key(weight, phase), partial(_write, weight, blocks))
-
     def _report(self, start: float, share: float, done: float) -> None:
         done = start + share * done
         self.report(done, f"{(time.monotonic() - self.begun) * (1 - done) / done:,.0f} s left")
-
-
-def _write(weight: QuantizedWeight, blocks: Blocks, folder: Path) -> dict[str, float]:
-    return write_chunks(weight, _chunks(weight, blocks), folder)
-
-
-def _chunks(weight: QuantizedWeight, blocks: Blocks) -> Iterator[Chunk]:
-    for start, rows in weight.source.chunks():
-        here = slice(start, start + len(rows))
-        yield weight.chunk(start, rows, Blocks(blocks.codes[here], blocks.scales[here], blocks.zero_points[here]))

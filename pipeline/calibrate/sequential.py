@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +16,7 @@ from lowbit.passes.graph.names import LAYER
 from lowbit.passes.quant.quantized_weight import QuantizedWeight
 from lowbit.pipeline.calibrate.activations import PairedActivations
 from lowbit.pipeline.calibrate.correction import Correction
+from lowbit.pipeline.calibrate.saved_states import SavedStates
 from lowbit.pipeline.calibrate.subgraphs import PartitionedGraph
 from lowbit.pipeline.onnx_io.entry import write_entry
 from lowbit.pipeline.recipe.sections import Calibrate
@@ -26,8 +26,6 @@ from lowbit.pipeline.store.source_digest import source_digest
 from lowbit.pipeline.store.store import Entry, Store
 from lowbit.pipeline.store.weight_keys import SourceDigests, weight_key
 
-SAVE_SECONDS = 60.0
-"""Hidden states are saved once this much work would be lost without them."""
 LIBRARIES = ("numba", "numpy", "onnxruntime")
 Report = Callable[[float, str], None]
 
@@ -71,10 +69,15 @@ def calibrate(
     work = [sum(p.weight.source.nbytes for p in subgraph.products) for subgraph in partitioned.subgraphs[: len(keys)]]
     begun = time.monotonic()
     with threadpool_limits(1, "blas"), store.scratch() as scratch:
-        first, activations, states = _resume(partitioned, scratch, keys, store, windows, entries)
+        states = SavedStates(store.local, [key.chain for key in keys])
+        unfinished = next(number for number, key in enumerate(keys) if not key.weights.keys() <= entries.keys())
+        first, activations = states.load(partitioned, scratch, unfinished) or (
+            0,
+            PairedActivations.begin(partitioned, scratch, windows),
+        )
         for number in range(first, len(keys)):
             if number > first and states.due() and _opens_layer(partitioned, number):
-                states.save(keys[number], activations)
+                states.save(number, activations)
             activations.run(number)
             asymmetric = options.asymmetric and number > 0  # nothing was quantized before the first subgraph
             _quantize(activations, number, keys[number], store, entries, asymmetric)
@@ -83,32 +86,6 @@ def calibrate(
             report(done, f"{(time.monotonic() - begun) * (1 - done) / done:,.0f} s left")
     states.remove()
     return calibrated
-
-
-class SavedStates:
-    """The newest states that were saved, of which there is one at a time, and when that was.
-
-    Args:
-        entry: those of a run that was stopped.
-    """
-
-    def __init__(self, store: Store, entry: Entry | None) -> None:
-        self.store, self.entry, self.time = store, entry, time.monotonic()
-
-    def due(self) -> bool:
-        """Whether much work would be lost without saving again."""
-        return time.monotonic() - self.time > SAVE_SECONDS
-
-    def save(self, key: Key, activations: PairedActivations) -> None:
-        """Save the states before the subgraph of `key`, and remove those before them."""
-        entry = self.store.put(_states_key(key), activations.save)
-        self.remove()
-        self.entry, self.time = entry, time.monotonic()
-
-    def remove(self) -> None:
-        """Remove what was saved: nothing will ask for it again."""
-        if self.entry is not None:
-            self.store.remove(self.entry)
 
 
 def _quantize(
@@ -150,26 +127,6 @@ def _keys(
         plain = {product.weight: weight_key(product.weight, sources.of(product.weight.source)) for product in subgraph.products}
         keys.append(Key(chain, {w: digest(chain, key) if w.method.calibrated else key for w, key in plain.items()}))
     return keys
-
-
-def _states_key(key: Key) -> str:
-    return digest("states before", key.chain)
-
-
-def _resume(
-    partitioned: PartitionedGraph,
-    scratch: Path,
-    keys: list[Key],
-    store: Store,
-    windows: npt.NDArray[np.int64],
-    entries: dict[QuantizedWeight, Entry],
-) -> tuple[int, PairedActivations, SavedStates]:
-    """The subgraph to go on with, both models before it, and where their states were saved."""
-    unfinished = next(number for number, key in enumerate(keys) if not key.weights.keys() <= entries.keys())
-    for number in range(unfinished, 0, -1):
-        if (entry := store.local.get(_states_key(keys[number]))) is not None:
-            return number, PairedActivations.load(partitioned, scratch, entry), SavedStates(store.local, entry)
-    return 0, PairedActivations.begin(partitioned, scratch, windows), SavedStates(store.local, None)
 
 
 def _opens_layer(partitioned: PartitionedGraph, number: int) -> bool:

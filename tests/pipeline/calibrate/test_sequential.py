@@ -17,7 +17,6 @@ import pytest
 from rich.console import Console
 
 from lowbit.passes.registry import find_pass
-from lowbit.pipeline.calibrate import sequential
 from lowbit.pipeline.calibrate.activations import PairedActivations
 from lowbit.pipeline.calibrate.correction import Correction
 from lowbit.pipeline.calibrate.dataset import calibration_windows, docstrings
@@ -123,7 +122,7 @@ def test_every_stop_and_start_gives_the_same_codes(
     """Stopped in every stage, with states saved between layers: the codes of an undisturbed run, none made twice."""
     expected = made(quantized(exported, method=method)[1], tmp_path / "whole")
     assert len(expected) == 15
-    monkeypatch.setattr(sequential, "SAVE_SECONDS", 0)
+    monkeypatch.setattr("lowbit.pipeline.calibrate.saved_states.SAVE_SECONDS", 0)
     put, count = Store.put, [0]
 
     def stops_after_some(self: Store, key: str, write: Callable[[Path], dict[str, Any]]) -> Any:
