@@ -19,9 +19,9 @@ BlockSize = Literal[16, 32, 64, 128, 256]
 
 
 class AllocateBits(MatmulOptions, Pass):
-    """Give every weight the bits and block size that fit a budget with the least expected damage.
+    """Give every weight the bits and block size that fit a budget with the least expected loss.
 
-    A run measures what each weight costs at each choice and solves the integer programme exactly; what it found is an
+    A run measures what each weight costs at each choice and solves the integer program exactly; what it found is an
     ordinary recipe of `quantize_matmul`, `resolved.yaml` in the result. That recipe is what runs: this pass itself
     rewrites nothing.
     """
@@ -35,8 +35,9 @@ class AllocateBits(MatmulOptions, Pass):
     block_sizes: Annotated[tuple[BlockSize, ...], Field(min_length=1)] = (32, 64, 128)
     """Weights per scale to choose from."""
     sensitivity: Literal["kl", "fisher", "output_mse", "weight_mse"] = "kl"
-    """What damage is: `kl`, the KL divergence of the model's output when that weight alone is quantized (the model must fit
-    into memory in float); `fisher`, the same to second order, by gradients, one decoder block in memory at a time;
+    """What a weight is expected to lose: `kl`, the KL divergence of the model's output when that weight alone is quantized
+    (the model must fit into memory in float); `fisher`, the same to second order, by gradients, one decoder block in memory
+    at a time;
     `output_mse`, the relative squared error of a layer's outputs; or `weight_mse`, that of the weight, which needs no text."""
     groups: tuple[tuple[str, ...], ...] = ()
     """Layers that share one choice, by the last part of their names: `[[q_proj, k_proj, v_proj], [gate_proj, up_proj]]`."""

@@ -26,7 +26,7 @@ class Hqq(Method):
     """
 
     p: float = 0.7
-    """The norm, below 1 to favour few large errors over many small ones."""
+    """The norm, below 1 to favor few large errors over many small ones."""
     beta: float = 10.0
     """Weight of the quadratic coupling, multiplied by `kappa` on every iteration."""
     kappa: float = 1.01

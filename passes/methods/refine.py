@@ -22,7 +22,7 @@ class Refine(Method):
     A method that rounds once, like GPTQ, never comes back to a block. Here each block is visited again with the errors of all
     others as they are: its scale is refitted by least squares (scales are free parameters, as in Behdin et al.'s
     QuantEase, arXiv:2309.01885, codes are), then its codes move one after the other to where the error is least, and
-    the neighbouring zero points are tried the same way; a free zero point is refitted together with the scale.
+    the neighboring zero points are tried the same way; a free zero point is refitted together with the scale.
     """
 
     calibrated: ClassVar[bool] = True

@@ -33,11 +33,11 @@ def find_recipe(name: str, folder: Path = Path("recipes")) -> Path:
         if not path.is_file():
             raise RecipeError(path, "no such recipe file.")
         return path
-    folders = [one for one in (folder, RECIPES) if one.is_dir()]
-    for one in folders:
-        if (path := one / f"{name}.yaml").is_file():
+    folders = [place for place in (folder, RECIPES) if place.is_dir()]
+    for place in folders:
+        if (path := place / f"{name}.yaml").is_file():
             return path
-    known = sorted({file.stem for one in folders for file in one.glob("*.yaml")})
+    known = sorted({file.stem for place in folders for file in place.glob("*.yaml")})
     raise RecipeError(folders[0] / f"{name}.yaml", f"no such recipe. {did_you_mean(name, known)}")
 
 

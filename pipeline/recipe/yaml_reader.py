@@ -100,18 +100,18 @@ def _value(document: Document, node: yaml.Node, path: tuple[Any, ...]) -> Any:
 
 
 def _mapping(document: Document, node: yaml.MappingNode, path: tuple[Any, ...]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    mapping: dict[str, Any] = {}
     for key_node, value_node in node.value:
         here = _position(document.file, key_node.start_mark)
         key = key_node.value
         if not isinstance(key_node, yaml.ScalarNode) or key_node.tag != "tag:yaml.org,2002:str":
             raise RecipeError(here, f"a key must be plain text, not {key_node.value!r}.")
-        if key in found:
+        if key in mapping:
             first = document.keys[*path, key]
             raise RecipeError(here, f"'{key}' is here twice; first in line {first.line}. Remove one.")
         document.keys[*path, key] = here
-        found[key] = _value(document, value_node, (*path, key))
-    return found
+        mapping[key] = _value(document, value_node, (*path, key))
+    return mapping
 
 
 def _scalar(here: Position, node: yaml.ScalarNode) -> Any:

@@ -21,7 +21,7 @@ def frontier_figure(
     """Size against KL divergence: the frontier as a line, what was measured of it and uniform bits as points.
 
     Args:
-        predicted, measured: (megabytes, KL divergence or damage).
+        predicted, measured: (megabytes, KL divergence or expected loss).
         uniform: (name, megabytes, KL divergence).
         unit: of the sizes' axis.
     """
