@@ -35,7 +35,7 @@ class Layer:
     weight: Weight
 
 
-Choice = tuple[Layer, BlockFormat]
+LayerChoice = tuple[Layer, BlockFormat]
 Sensitivities = dict[tuple[str, BlockFormat], float]
 """Expected loss of each layer, by name, in each form."""
 
@@ -52,7 +52,7 @@ class SensitivityMetric(ABC):
         self.layers, self.method, self.model, self.store = layers, method, model, store
 
     @abstractmethod
-    def run(self, choices: list[Choice]) -> Iterator[tuple[Layer, BlockFormat, float]]:
+    def run(self, choices: list[LayerChoice]) -> Iterator[tuple[Layer, BlockFormat, float]]:
         """The sensitivity of each choice, in any order."""
 
     def known(self, forms: list[BlockFormat]) -> Sensitivities | None:
@@ -92,7 +92,7 @@ class WeightError(SensitivityMetric):
         super().__init__(layers, method, "", store)
         self.sources = sources
 
-    def run(self, choices: list[Choice]) -> Iterator[tuple[Layer, BlockFormat, float]]:
+    def run(self, choices: list[LayerChoice]) -> Iterator[tuple[Layer, BlockFormat, float]]:
         for layer, form in choices:
             chunks = QuantizedWeight(layer.name, layer.weight, form, self.method).chunks()
             error, square = np.sum([(chunk.squared_error, chunk.square) for chunk in chunks], axis=0)

@@ -20,7 +20,7 @@ from lowbit.passes.quant.parallel import in_order
 from lowbit.pipeline.checkpoint.huggingface import Checkpoint
 from lowbit.pipeline.errors import PipelineError
 from lowbit.pipeline.mixed_precision.layer_trace import LayerTrace, recording
-from lowbit.pipeline.mixed_precision.sensitivity import Choice, Layer, SensitivityMetric
+from lowbit.pipeline.mixed_precision.sensitivity import Layer, LayerChoice, SensitivityMetric
 from lowbit.pipeline.runtime.torch_decoder import TorchDecoder
 from lowbit.pipeline.store.digests import digest, versions
 from lowbit.pipeline.store.store import Store
@@ -53,7 +53,7 @@ class BlockwiseMetric(SensitivityMetric):
         super().__init__(layers, method, digest(model, windows.tolist(), versions(("torch", "transformers"))), store)
         self.graph, self.checkpoint, self.ids = graph, checkpoint, torch.from_numpy(windows)
 
-    def run(self, choices: list[Choice]) -> Measured:
+    def run(self, choices: list[LayerChoice]) -> Measured:
         """The sensitivity of each choice, block by block."""
         self.decoder = TorchDecoder.of_graph(self.checkpoint, self.graph)
         self._check_model()

@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 
 from lowbit.passes.quant.format import BlockFormat
 from lowbit.passes.quant.method import Method
-from lowbit.pipeline.mixed_precision.sensitivity import Choice, Layer, SensitivityMetric
+from lowbit.pipeline.mixed_precision.sensitivity import Layer, LayerChoice, SensitivityMetric
 from lowbit.pipeline.runtime.session import decoder_feeds, open_reference
 from lowbit.pipeline.store.digests import digest, versions
 from lowbit.pipeline.store.store import Store
@@ -32,7 +32,7 @@ class OutputDivergence(SensitivityMetric):
         super().__init__(layers, method, digest(model, windows.tolist(), versions(("onnxruntime",))), store)
         self.graph, self.windows = graph, windows
 
-    def run(self, choices: list[Choice]) -> Iterator[tuple[Layer, BlockFormat, float]]:
+    def run(self, choices: list[LayerChoice]) -> Iterator[tuple[Layer, BlockFormat, float]]:
         """The sensitivity of each choice, in the order given."""
         weights: dict[str, npt.NDArray[np.float32]] = {}
         for layer in self.layers:
