@@ -18,7 +18,6 @@ from lowbit.pipeline.checkpoint.chat_template import chat_template, render
 from lowbit.pipeline.checkpoint.config import transformers_config
 from lowbit.pipeline.checkpoint.huggingface import Checkpoint
 from lowbit.pipeline.checkpoint.tokenizer import begin_id, load_tokenizer, special_texts, stop_ids
-from lowbit.pipeline.errors import PipelineError
 
 TOGETHER = 32
 """Texts that are written at once, each batch on one core: so the text does not depend on how many there are."""
@@ -29,6 +28,10 @@ def generate(checkpoint: Checkpoint, prompts: list[str], windows: int, window: i
 
     Each text is a prompt (in the checkpoint's chat template, if it has one) and what follows, to the end or until it has
     `window` tokens. Prompts are taken in turn, as often as needed; texts are joined and cut into windows.
+
+    Args:
+        prompts: one at least.
+        seed: of the first batch; the next ones count on from it.
     """
     import torch
 
@@ -72,8 +75,6 @@ def _begins(checkpoint: Checkpoint, prompts: list[str], window: int) -> list[lis
         ids = [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
     else:
         ids = [tokenizer.encode(prompt).ids for prompt in prompts]
-    if not ids:
-        raise PipelineError("calibrate: there is no prompt to begin with.")
     return [begin[: window // 2] or [begin_id(checkpoint)] for begin in ids]
 
 
