@@ -51,11 +51,9 @@ class AllocateBits(MatmulOptions, Pass):
     @model_validator(mode="after")
     def _check_budget(self) -> Self:
         if (self.fit is None) == (self.bits_per_weight is None):
-            raise ValueError("say either fit: 3.2GB or bits_per_weight: 3.25, one of them")
+            raise ValueError("give either fit: 3.2GB or bits_per_weight: 3.25")
         if self.bits_per_weight is not None and self.bits_per_weight > 9:
-            raise ValueError(
-                f"bits_per_weight: {self.bits_per_weight:g} is more than 8 bits with their scales; nothing is to be chosen"
-            )
+            raise ValueError(f"bits_per_weight: {self.bits_per_weight:g} is more than 8 bits with their scales take; give less")
         if (self.target is None) != (self.max_relative_time is None):
             raise ValueError("target and max_relative_time belong together: where, and how long")
         if self.zero_point == "float" and (self.symmetric or 8 in self.bits):

@@ -55,7 +55,7 @@ class FinetuneBlocks(Pass):
         if not matmuls:
             raise PassError("no quantized MatMul found; put quantize_matmul before it.")
         if any(weight.training is not None for _, weight in matmuls.values()):
-            raise PassError("finetune_blocks stands twice here; all layers are trained in one go, so give it one entry.")
+            raise PassError("finetune_blocks is here twice; all layers are trained together, so give it one entry.")
         skipped = select(list(matmuls), self.include, self.exclude, also=set())
         rewritten = tuple(name for name in matmuls if name not in skipped)
         for name in rewritten:

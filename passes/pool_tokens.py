@@ -35,7 +35,9 @@ class PoolTokens(Pass):
     def apply(self, graph: gs.Graph) -> Outcome:
         hidden = next((t for t in graph.outputs if t.name == "last_hidden_state"), None)
         if hidden is None:
-            raise PassError(f"no output last_hidden_state to pool; there are {', '.join(t.name for t in graph.outputs)}.")
+            raise PassError(
+                f"there is no output last_hidden_state to pool; the graph has {', '.join(t.name for t in graph.outputs)}."
+            )
         if self.mode == "cls":
             first = gs.Constant("pooling.first", np.array(0, np.int64))
             pooled = add_node(graph, "Gather", "pooling.cls", [hidden, first], axis=1)
@@ -55,7 +57,7 @@ def _mean(graph: gs.Graph, hidden: gs.Tensor) -> gs.Tensor:
     """The mean of the tokens that attention_mask keeps, float32 [batch, hidden]."""
     mask = next((t for t in graph.inputs if t.name == "attention_mask"), None)
     if mask is None:
-        raise PassError("mode: mean needs the input attention_mask, which the graph has not.")
+        raise PassError("mode: mean needs the input attention_mask, which the graph does not have; use mode: cls.")
     column = add_node(graph, "Unsqueeze", "pooling.column", [mask, integers("pooling.last_axis", -1)], np.int64)
     weights = add_node(graph, "Cast", "pooling.weights", [column], to=TensorProto.FLOAT)
     kept = add_node(graph, "Mul", "pooling.kept", [hidden, weights])

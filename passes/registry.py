@@ -61,7 +61,8 @@ def class_in(dotted: str, kind: type[T], word: str) -> type[T]:
     """
     if not all(part.isidentifier() for part in dotted.split(".")):
         raise KeyError(
-            f"'{dotted}' is no name of a {word}: letters, digits, underscores, with dots between for a module of your own."
+            f"'{dotted}' cannot be the name of a {word}: use letters, digits and underscores, with dots between them for a "
+            "module of your own."
         )
     try:
         module = importlib.import_module(dotted)

@@ -102,7 +102,7 @@ def _writers(norms: list[Norm]) -> list[gs.Node]:
             need(known, f"'{reader.name}' ({reader.op}) reads the residual stream '{tensor.name}'.")
         maker = producer(tensor)
         if maker is None or maker.op not in ("Add", "Gather", "MatMul"):
-            raise PassError(f"'{tensor.name}' is no sum of layers' outputs.")
+            raise PassError(f"'{tensor.name}' is not a sum of layers' outputs.")
         bias = bias_of(maker)
         if maker.op == "Add" and bias is None:
             todo += [behind(t) for t in maker.inputs]
@@ -111,9 +111,9 @@ def _writers(norms: list[Norm]) -> list[gs.Node]:
         if bias is not None:
             maker = producer(bias.x)
             if maker is None or maker.op != "MatMul":
-                raise PassError(f"'{tensor.name}' is no layer's output with its bias.")
+                raise PassError(f"'{tensor.name}' is not a layer's output with its bias.")
             writers[id(maker)] = maker
-        need(maker.op == "Gather" or matmul_weight(maker) is not None, f"'{maker.name}' multiplies by no weight.")
+        need(maker.op == "Gather" or matmul_weight(maker) is not None, f"'{maker.name}' does not multiply by a weight.")
     return list(writers.values())
 
 
@@ -142,7 +142,7 @@ class _Changes:
 
     def linear(self, node: gs.Node) -> _Linear:
         if id(node) not in self.linears:
-            self.linears[id(node)] = _Linear(node, expect(matmul_weight(node), f"'{node.name}' multiplies by no weight."))
+            self.linears[id(node)] = _Linear(node, expect(matmul_weight(node), f"'{node.name}' does not multiply by a weight."))
         return self.linears[id(node)]
 
     def by_name(self, name: str) -> _Linear:
@@ -151,7 +151,7 @@ class _Changes:
 
     def look_up(self, node: gs.Node, rotation: Rotation) -> None:
         table = behind(node.inputs[0])
-        need(isinstance(table, gs.Constant), f"'{node.name}' looks up no constant table.")
+        need(isinstance(table, gs.Constant), f"'{node.name}' does not look up a constant table.")
         self.inputs.append((node, 0, gs.Constant(table.name, TurnedWeight(weight_of(table), turn_in=rotation))))
 
     def bias(self, bias: Bias, rotation: Rotation) -> None:

@@ -22,7 +22,7 @@ class SplitProjections(Pass):
 
     @property
     def keeps_shapes(self) -> bool:
-        return True  # sizes, at least: where to cut is in the products, which a plan has not
+        return True  # sizes, at least: where to cut is in the products, which a plan does not know
 
     def apply(self, graph: gs.Graph) -> Outcome:
         rewritten: list[str] = []

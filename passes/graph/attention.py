@@ -46,7 +46,7 @@ def _rotary(cos: gs.Node, sin: gs.Node) -> Rotary:
     need(halves.inputs[0] is halves.inputs[1], "rotary angles are not two equal halves (interleaved RoPE?).")
     product = producer(behind(halves.inputs[0], SAME_VALUE | {"Transpose"}))
     if product is None or product.op not in ("MatMul", "Mul"):
-        raise PassError("rotary angles are no product of positions.")
+        raise PassError("rotary angles are not a product of positions.")
     constants = [v for t in product.inputs if (v := constant_value(behind(t, VIEWS))) is not None]
     need(len(constants) == 1, "inv_freq is not a constant (dynamic RoPE?).")
     operand = next(t for t in product.inputs if constant_value(behind(t, VIEWS)) is None)

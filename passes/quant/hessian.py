@@ -98,7 +98,7 @@ class Hessian:
             factor /= roots
             return factor, roots**2
         raise PassError(
-            "the inputs of a layer are no numbers that its weights can be fitted to (NaN or infinite?): the checkpoint is "
+            "the weights of a layer cannot be fitted to its inputs (are they NaN or infinite?): the checkpoint is "
             "damaged, or its activations overflow."
         )
 

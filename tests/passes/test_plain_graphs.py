@@ -56,7 +56,7 @@ def test_tokens_are_pooled(mode: str, normalize: bool) -> None:
 
 
 def test_what_cannot_be_pooled_is_refused() -> None:
-    with pytest.raises(PassError, match="no output last_hidden_state to pool; there are y"):
+    with pytest.raises(PassError, match="there is no output last_hidden_state to pool; the graph has y"):
         PoolTokens().apply(graph("g (float[2] x) => (float[2] y) { y = Neg (x) }"))
     text = "g (float[b, t, 8] x) => (float[b, t, 8] last_hidden_state) { last_hidden_state = Neg (x) }"
     with pytest.raises(PassError, match="needs the input attention_mask"):

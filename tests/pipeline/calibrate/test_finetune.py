@@ -161,7 +161,7 @@ def test_what_is_marked_and_what_is_left_alone(exported: Exported) -> None:
     assert {name for name, weight in found.items() if weight.training is not None} == set(outcome.rewritten)
     assert len(outcome.rewritten) == 5
     assert outcome.skipped["model.layers.1.mlp.down_proj"] == "excluded by '*.1.mlp.down_proj'"
-    with pytest.raises(PassError, match="finetune_blocks stands twice here"):
+    with pytest.raises(PassError, match="finetune_blocks is here twice"):
         find_pass("finetune_blocks")().apply(graph)
     bare: gs.Graph = exported("qwen2")[1]
     with pytest.raises(PassError, match="no quantized MatMul found; put quantize_matmul before it"):

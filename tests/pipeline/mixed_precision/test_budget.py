@@ -189,8 +189,8 @@ def test_a_second_budget_measures_nothing(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("{}", "say either fit: 3.2GB or bits_per_weight: 3.25"),
-        ("{fit: 3GB, bits_per_weight: 3}", "say either fit: 3.2GB or bits_per_weight: 3.25"),
+        ("{}", "give either fit: 3.2GB or bits_per_weight: 3.25"),
+        ("{fit: 3GB, bits_per_weight: 3}", "give either fit: 3.2GB or bits_per_weight: 3.25"),
         ("{bits_per_weight: 3, target: phone}", "target and max_relative_time belong together"),
         ("{bits_per_weight: 12}", "bits_per_weight: 12 is more than 8 bits with their scales"),
         ("{fit: 3 bananas}", "fit is '3 bananas'"),
