@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 from lowbit.pipeline.errors import PipelineError
 from lowbit.pipeline.recipe.targets import find_options, target_names
 from lowbit.pipeline.report.manifest import MANIFEST, read_manifest
+from lowbit.pipeline.store.store import sync
 
 
 @contextmanager
@@ -47,11 +48,14 @@ def publish(work: Path, target: Path) -> None:
     """Put finished results in place of the old ones; the manifest goes first and comes last."""
     engines = {find_options(name).folder for name in target_names()} | _engines_of(target)
     stale = [item for item in target.iterdir() if item.name in engines | {"onnx"}]
+    for path in (*work.rglob("*"), work):
+        sync(path)
     (target / MANIFEST).unlink(missing_ok=True)
     for folder in stale:
         shutil.rmtree(folder, ignore_errors=True)
     for item in sorted(work.iterdir(), key=lambda path: path.name == MANIFEST):
         item.replace(target / item.name)
+    sync(target)
 
 
 def _engines_of(target: Path) -> set[str]:

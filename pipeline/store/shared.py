@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,9 +10,7 @@ from typing import Any
 import fsspec
 
 from lowbit.pipeline.errors import PipelineError
-from lowbit.pipeline.store.store import Draft, Entry, Store
-
-RECORD = "entry.json"
+from lowbit.pipeline.store.store import RECORD, Draft, Entry, Store, sync
 
 
 @dataclass(frozen=True)
@@ -35,15 +30,14 @@ class SharedStore(Store):
         """The entry of `key`, fetched if only others have it."""
         if (entry := super().get(key)) is not None or not self._there(key):
             return entry
-        work = Path(tempfile.mkdtemp(prefix=f".tmp-{os.getpid()}-", dir=self._root()))
         target = self.root / key[:2] / key
-        try:
+        with self.scratch() as work:
             for name in self._fs.ls(self._place(key), detail=False):
                 self._fs.get_file(name, str(work / Path(name).name))
+                sync(work / Path(name).name)
             target.parent.mkdir(exist_ok=True)
             work.rename(target)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
+            sync(target.parent)
         if (entry := super().get(key)) is None:  # damaged there, or on the way: made anew, and sent again
             self._fs.rm(self._place(key), recursive=True)
         return entry
@@ -70,10 +64,6 @@ class SharedStore(Store):
 
     def _place(self, key: str) -> str:
         return f"{self._at[1]}/{key[:2]}/{key}"
-
-    def _root(self) -> Path:
-        self.root.mkdir(parents=True, exist_ok=True)
-        return self.root
 
     @property
     def _fs(self) -> Any:

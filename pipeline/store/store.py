@@ -1,8 +1,8 @@
 """Results by content: a key is the digest of everything that a result depends on.
 
-An entry is a folder `<key>/` with files and `entry.json` (facts about the result, SHA-256 of each file).
-It is written under a temporary name, synced and renamed, so a half-written one is never found; it is
-verified whenever it is recalled, so a damaged one is made anew.
+An entry is a folder `<key>/` with files and `entry.json`: facts about the result, SHA-256 of each file, and a seal over both.
+It is written under a temporary name, synced and renamed, so a half-written one is never found; it is verified whenever it is
+recalled, so a damaged one is made anew.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ import errno
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from lowbit.pipeline.errors import PipelineError
-from lowbit.pipeline.store.digests import sha256
+from lowbit.pipeline.store.digests import digest, sha256
+from lowbit.pipeline.store.lease import Lease, sweep
+
+RECORD = "entry.json"
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Draft:
 
     folder: Path
     facts: dict[str, Any]
+    lease: Lease
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,7 @@ class Store:
         """The entry of `key` if it is whole; a damaged one is removed."""
         folder = self.root / key[:2] / key
         try:
-            record = json.loads((folder / "entry.json").read_text("utf-8"))
-            entry = Entry(folder, record["facts"], record["files"])
-            if record["key"] == key and all(sha256(folder / name) == want for name, want in entry.files.items()):
-                return entry
+            return _verified(key, folder)
         except FileNotFoundError:
             if not folder.exists():
                 return None
@@ -77,24 +75,21 @@ class Store:
 
     def has(self, key: str) -> bool:
         """Whether there is an entry of `key`, unverified: for plans."""
-        return (self.root / key[:2] / key / "entry.json").exists()
+        return (self.root / key[:2] / key / RECORD).exists()
 
     def sweep(self) -> None:
-        """Remove what killed runs left half-written; that of running ones stays."""
-        for folder in self.root.glob(".tmp-*"):
-            if not psutil.pid_exists(int(folder.name.split("-")[1])):
-                shutil.rmtree(folder, ignore_errors=True)
+        """Remove what killed runs left half-written; that of running ones, here and elsewhere, stays."""
+        sweep(self.root)
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
         """A folder for what need not outlive the run."""
         with writing(self.root):
-            self.root.mkdir(parents=True, exist_ok=True)
-            folder = Path(tempfile.mkdtemp(prefix=f".tmp-{os.getpid()}-", dir=self.root))
+            lease = Lease(self.root)
             try:
-                yield folder
+                yield lease.folder
             finally:
-                shutil.rmtree(folder, ignore_errors=True)
+                lease.end()
 
     def put(self, key: str, write: Callable[[Path], dict[str, Any]]) -> Entry:
         """Make the entry of `key`: `write` fills a folder and returns the facts."""
@@ -103,35 +98,49 @@ class Store:
     def begin(self, write: Callable[[Path], dict[str, Any]]) -> Draft:
         """The first half of `put`: the files are there, under a temporary name."""
         with writing(self.root):
-            self.root.mkdir(parents=True, exist_ok=True)
-            work = Path(tempfile.mkdtemp(prefix=f".tmp-{os.getpid()}-", dir=self.root))
-            with _removed_on_failure(work):
-                return Draft(work, write(work))
+            lease = Lease(self.root)
+            with _ended_on_failure(lease):
+                return Draft(lease.folder, write(lease.folder), lease)
 
     def finish(self, key: str, draft: Draft) -> Entry:
         """The second half of `put`: hashed, synced and renamed. Another thread may do it."""
         work, target = draft.folder, self.root / key[:2] / key
-        with writing(self.root), _removed_on_failure(work):
+        with writing(self.root), _ended_on_failure(draft.lease):
             files = {p.name: sha256(p) for p in sorted(work.iterdir())}
             record = {"key": key, "facts": draft.facts, "files": files}
-            (work / "entry.json").write_text(json.dumps(record, indent=1, sort_keys=True), "utf-8")
+            (work / RECORD).write_text(json.dumps(record | {"seal": digest(record)}, indent=1, sort_keys=True), "utf-8")
             for path in [*work.iterdir(), work]:
                 sync(path)
             target.parent.mkdir(exist_ok=True)
-            if target.exists():  # made before, or by another run that was faster; equal by construction
-                shutil.rmtree(work)
-            else:
+            if not target.exists():  # else made before, or by another run that was faster; equal by construction
                 work.rename(target)
                 sync(target.parent)
+            draft.lease.end()
         return Entry(target, draft.facts, files)
 
 
+def _verified(key: str, folder: Path) -> Entry:
+    """The entry in `folder`.
+
+    Raises:
+        OSError, ValueError, KeyError, TypeError: its record, its files or their number are not what was sealed.
+    """
+    record = json.loads((folder / RECORD).read_text("utf-8"))
+    seal = record.pop("seal")
+    files = {path.name for path in folder.iterdir() if path.is_file() and not path.is_symlink()} - {RECORD}
+    if record["key"] != key or seal != digest(record) or files != set(record["files"]):
+        raise ValueError(f"{folder}: the record is not the one that was sealed")
+    if any(sha256(folder / name) != want for name, want in record["files"].items()):
+        raise ValueError(f"{folder}: a file is not the one that was sealed")
+    return Entry(folder, record["facts"], record["files"])
+
+
 @contextmanager
-def _removed_on_failure(folder: Path) -> Iterator[None]:
+def _ended_on_failure(lease: Lease) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+        lease.end()
         raise
 
 

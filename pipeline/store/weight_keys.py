@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,7 +22,7 @@ from lowbit.pipeline.checkpoint.huggingface import Checkpoint
 from lowbit.pipeline.checkpoint.safetensors_file import CheckpointWeight, stat_signature
 from lowbit.pipeline.store.digests import digest, versions
 from lowbit.pipeline.store.source_digest import source_digest
-from lowbit.pipeline.store.store import Store
+from lowbit.pipeline.store.store import Store, sync
 
 LIBRARIES = ("numba", "numpy")
 
@@ -66,7 +67,7 @@ class SourceDigests:
             return digest("rows", inner, weight.start, weight.shape[0]) if inner else None
         if not isinstance(weight, CheckpointWeight) or not (path := self._path(weight)).exists():
             return None
-        return path.read_text("ascii")
+        return _sealed(path)
 
     def _path(self, weight: CheckpointWeight) -> Path:
         place = digest(str(weight.file), stat_signature(weight.file), weight.offset, weight.shape, weight.onnx_dtype)
@@ -78,10 +79,22 @@ class SourceDigests:
         if isinstance(read.source, CheckpointWeight):
             path = self._path(read.source)
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(f".{threading.get_ident()}.tmp")
-            temporary.write_text(found, "ascii")
+            temporary = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.tmp")
+            temporary.write_text(f"{found} {_seal(path, found)}", "ascii")
+            sync(temporary)
             temporary.rename(path)
+            sync(path.parent)
         return found
+
+
+def _sealed(path: Path) -> str | None:
+    """The digest in a file that `remember` wrote; None if it was cut short or changed: then the weight is read again."""
+    found, _, seal = path.read_text("ascii", errors="replace").partition(" ")
+    return found if seal == _seal(path, found) else None
+
+
+def _seal(path: Path, found: str) -> str:
+    return digest("source", path.name, found)
 
 
 class HashedWeight(Weight):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +60,54 @@ def test_a_missing_file_is_noticed(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.put(KEY, fill).file("codes").unlink()
     assert store.get(KEY) is None
+
+
+@pytest.mark.parametrize("change", [{"mse": 0.4}, {}, {"mse": 0.5, "more": 1}])
+def test_changed_facts_are_noticed(tmp_path: Path, change: dict[str, Any]) -> None:
+    record = Store(tmp_path).put(KEY, fill).file("entry.json")
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"facts": change}))
+    assert Store(tmp_path).get(KEY) is None
+
+
+def test_a_file_too_many_and_a_link_are_noticed(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    (store.put(KEY, fill).folder / "more").write_text("x")
+    assert store.get(KEY) is None
+    codes = store.put(KEY, fill).file("codes")
+    codes.rename(tmp_path / "elsewhere")
+    codes.symlink_to(tmp_path / "elsewhere")
+    assert store.get(KEY) is None
+
+
+def test_what_running_processes_make_stays_and_what_killed_ones_left_goes(tmp_path: Path) -> None:
+    """Whoever holds the lease is asked by its lock, not by a process number, which means nothing on another host."""
+    program = (
+        "import sys, time; from pathlib import Path; from lowbit.pipeline.store.lease import Lease;"
+        "lease = Lease(Path(sys.argv[1])); (lease.folder / 'codes').write_text('x');"
+        "print(lease.folder, flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True) as process:
+        folder = Path(process.stdout.readline().strip())  # type: ignore[union-attr]
+        Store(tmp_path).sweep()
+        assert (folder / "codes").exists()
+        process.kill()
+        process.wait()
+        Store(tmp_path).sweep()
+    assert not list(tmp_path.glob(".tmp-*"))
+
+
+def test_sweeping_in_another_pid_namespace_removes_nothing(tmp_path: Path) -> None:
+    """As of two containers that share a store: there, this process has no number at all."""
+    program = (
+        "import sys; from pathlib import Path; from lowbit.pipeline.store.store import Store; Store(Path(sys.argv[1])).sweep()"
+    )
+    command = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", program, str(tmp_path)]
+    with Store(tmp_path).scratch() as folder:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if "unshare" in done.stderr:
+            pytest.skip(f"no namespaces here: {done.stderr.strip()}")
+        assert done.returncode == 0, done.stderr
+        assert folder.exists()
 
 
 def test_the_same_key_twice_keeps_the_first(tmp_path: Path) -> None:

@@ -1,0 +1,28 @@
+"""Digests of the checkpoint's tensors are remembered, and believed only if they are whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lowbit.pipeline.checkpoint.huggingface import open_checkpoint
+from lowbit.pipeline.store.store import Store
+from lowbit.pipeline.store.weight_keys import SourceDigests
+
+
+@pytest.mark.parametrize("damage", ["", "0", "cut", "another"])
+def test_a_damaged_digest_is_taken_again(tiny: Callable[..., Path], tmp_path: Path, damage: str) -> None:
+    """An empty one hashed like any other once: layers got each other's codes."""
+    weights = list(open_checkpoint(tiny("llama"), "").weights.values())
+    digests = SourceDigests(Store(tmp_path))
+    before = [digests.of(weight) for weight in weights]
+    assert [digests.known(weight) for weight in weights] == before
+    files = sorted(path for path in (tmp_path / "sources").rglob("*") if path.is_file())
+    texts = [path.read_text() for path in files]
+    for number, path in enumerate(files):
+        path.write_text({"cut": texts[number][:40], "another": texts[number - 1]}.get(damage, damage))
+    assert {digests.known(weight) for weight in weights} == {None}
+    assert [digests.of(weight) for weight in weights] == before
+    assert [path.read_text() for path in files] == texts
