@@ -122,23 +122,32 @@ def find_plain_norms(graph: gs.Graph) -> list[Norm]:
 
 def _norm(gamma: gs.Constant) -> Norm:
     name = gamma.name
-    scaled, factor, offset = readers(gamma), gamma, 0.0
-    if len(scaled) == 1 and scaled[0].op == "Add":
-        offsets = [
-            v for t in scaled[0].inputs if behind(t) is not gamma and (v := constant_value(t)) is not None and v.size == 1
-        ]
-        need(len(offsets) == 1, f"{name}: '{scaled[0].name}' does not add one constant to it.")
-        offset, factor = float(offsets[0].reshape(-1)[0]), scaled[0].outputs[0]
-        scaled = readers(factor)
+    factor, offset = _factor(gamma)
+    scaled = readers(factor)
     need(len(scaled) == 1 and scaled[0].op == "Mul", f"{name}: read by {[n.op for n in scaled]}, expected one Mul.")
-    y = scaled[0].outputs[0]
     normed = producer(behind(next(t for t in scaled[0].inputs if behind(t) is not factor)))
     if normed is None or normed.op != "Mul":
         raise PassError(f"{name}: no Mul by the reciprocal root in front of it.")
     roots = [t for t in normed.inputs if (n := producer(behind(t))) is not None and n.op in ("Div", "Reciprocal")]
     need(len(roots) == 1, f"{name}: '{normed.name}' does not multiply by one reciprocal root.")
     x = behind(next(t for t in normed.inputs if t is not roots[0]))
-    reciprocal = made_by(roots[0], name, "Div", "Reciprocal")
+    return Norm(gamma, offset, _epsilon(name, roots[0], x), x, scaled[0].outputs[0])
+
+
+def _factor(gamma: gs.Constant) -> tuple[gs.Tensor, float]:
+    """What normed values are multiplied by, offset + gamma, and the offset."""
+    adds = readers(gamma)
+    if len(adds) != 1 or adds[0].op != "Add":
+        return gamma, 0.0
+    others = [constant_value(t) for t in adds[0].inputs if behind(t) is not gamma]
+    offsets = [value for value in others if value is not None and value.size == 1]
+    need(len(offsets) == 1, f"{gamma.name}: '{adds[0].name}' does not add one constant to it.")
+    return adds[0].outputs[0], float(offsets[0].reshape(-1)[0])
+
+
+def _epsilon(name: str, root: gs.Tensor, x: gs.Tensor) -> float:
+    """Prove root = 1 / sqrt(mean(x^2) + epsilon) over the last axis; returns epsilon."""
+    reciprocal = made_by(root, name, "Div", "Reciprocal")
     if reciprocal.op == "Div":
         dividend = constant_value(reciprocal.inputs[0])
         need(dividend is not None and float(dividend.reshape(-1)[0]) == 1.0, f"{name}: '{reciprocal.name}' is not 1 / root.")
@@ -152,7 +161,7 @@ def _norm(gamma: gs.Constant) -> Norm:
     exponent = constant_value(square.inputs[1])
     need(exponent is not None and float(exponent.reshape(-1)[0]) == 2.0, f"{name}: '{square.name}' is not a square.")
     need(behind(square.inputs[0]) is x, f"{name}: the mean square is of another tensor than is normed.")
-    return Norm(gamma, offset, float(epsilons[0].reshape(-1)[0]), x, y)
+    return float(epsilons[0].reshape(-1)[0])
 
 
 def made_by(tensor: gs.Tensor, where: str, *ops: str) -> gs.Node:
