@@ -27,16 +27,16 @@ def resolve(recipe: Recipe, override: Path | None, download: bool = True) -> Che
         return _open(override, str(override))
     if model.is_folder:
         return _open((recipe.folder / Path(model.source).expanduser()).resolve(), model.source)
-    return _fetch(model, recipe.name, download)
+    return _fetch(model, f"name it: make recipe={recipe.name} model=/path/to/folder", download)
 
 
 def open_model(source: str) -> Checkpoint:
     """A model that no recipe names yet: a folder, an ONNX file, or one from the Hub."""
     model = Model(source=source)
-    return _open(Path(source).expanduser(), source) if model.is_folder else _fetch(model, "NAME", True)
+    return _open(Path(source).expanduser(), source) if model.is_folder else _fetch(model, "give that in place of the id.", True)
 
 
-def _fetch(model: Model, recipe: str, download: bool) -> Checkpoint:
+def _fetch(model: Model, remedy: str, download: bool) -> Checkpoint:
     # the Hub's client takes a second to import
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -49,7 +49,7 @@ def _fetch(model: Model, recipe: str, download: bool) -> Checkpoint:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
             f"{model.source}: cannot be fetched from the Hugging Face Hub ({reason[:200]}). If you have the checkpoint in a "
-            f"folder, name it: make recipe={recipe} model=/path/to/folder"
+            f"folder, {remedy}"
         ) from error
     return open_checkpoint(Path(folder), model.source, Path(folder).name)  # the snapshot is named by its commit
 

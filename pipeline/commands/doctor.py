@@ -13,6 +13,7 @@ import psutil
 from rich.table import Table
 
 from lowbit.passes.quant.parallel import core_count
+from lowbit.pipeline.recipe.load import RECIPES
 from lowbit.pipeline.report.units import megabytes
 from lowbit.pipeline.store.digests import versions
 
@@ -43,6 +44,9 @@ assert (np.array((x + x).read()).reshape(-1) == [0, 2, 4, 6]).all()
 """
 TRY_GENAI = "import onnxruntime_genai"
 TRY_TORCH = "import torch, transformers, optimum.exporters.onnx\nassert torch.ones(2).sum() == 2"
+
+REPAIR = "rm -r .venv and type make again" if (RECIPES.parent / "Makefile").exists() else "pip install --force-reinstall lowbit"
+"""In a checkout, and where a wheel was installed."""
 
 Finding = tuple[str, bool, str]
 """What was looked at, whether it is well, and what was found or what to do."""
@@ -99,7 +103,7 @@ def _cores() -> Finding:
 
 def _engine(name: str, code: str, works: str, package: str, optional: str | None = None) -> Finding:
     version = versions((package,)).get(package)
-    install = f"pip install {optional}" if optional else "rm -r .venv and type make again"
+    install = f"pip install {optional}" if optional else REPAIR
     if version is None:
         return name, optional is not None, f"not installed; {install}"
     try:

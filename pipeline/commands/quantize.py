@@ -28,7 +28,7 @@ def recipe_for(
 ) -> Recipe:
     """The recipe for a model in which everything that is not said is chosen for that model; `said` tells what and why.
 
-    A model on the Hub is fetched for it: the choice depends on its configuration and on the types of its weights.
+    A model on the Hub is fetched for it, since the choice depends on its weights, and pinned to the commit that was fetched.
 
     Args:
         passes: in place of bits, block_size, method and fit; what the model needs besides is put before them.
@@ -47,7 +47,9 @@ def recipe_for(
     hand_offs = None if convert is None else hand_offs_of(convert)
     targets = tuple(str(one["target"] if isinstance(one, Mapping) else one.target) for one in hand_offs or ())
     source = source_of(model)
-    chosen = choose(open_model(source), Wanted(bits, block_size, method, targets, fit), passes)
+    checkpoint = open_model(source)
+    pinned = source if checkpoint.revision is None else {"source": source, "revision": checkpoint.revision}
+    chosen = choose(checkpoint, Wanted(bits, block_size, method, targets, fit), passes)
     sections = chosen.sections
     given = {"export": export, "calibrate": calibrate, "convert": hand_offs}
     sections |= {key: value for key, value in given.items() if value is not None}
@@ -56,6 +58,6 @@ def recipe_for(
     elif not validate:
         del sections["validate"]
     ending = "" if passes is not None else f"-fit-{fit.replace(' ', '').lower()}" if fit else f"-q{bits or 4}"
-    recipe = Recipe(source, name=name or f"{name_of(model)}{ending}", **sections)
+    recipe = Recipe(pinned, name=name or f"{name_of(model)}{ending}", **sections)
     recipe.said = tuple(chosen.said)
     return recipe

@@ -13,6 +13,8 @@ from rich.console import Console
 
 import lowbit
 from lowbit.passes import QuantizeMatmul
+from lowbit.pipeline.checkpoint.huggingface import open_checkpoint
+from lowbit.pipeline.commands import quantize
 
 QUIET = Console(quiet=True)
 SHORT: dict[str, Any] = {"windows": 1, "window": 64}
@@ -96,6 +98,14 @@ def test_an_onnx_file_is_not_exported(tmp_path: Path) -> None:
     assert made.name == "my-own-q4"
     assert "export" not in content(made)
     assert made.run(tmp_path / "build", console=QUIET).size.onnx_bytes > 0
+
+
+def test_a_model_of_the_hub_is_pinned(tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the commit that was looked at, or the recipe might be another model's tomorrow."""
+    monkeypatch.setattr(quantize, "open_model", lambda source: open_checkpoint(tiny("llama"), source, "a1b2c3"))
+    made = lowbit.recipe_for("Some/Tiny-Llama", bits=3)
+    assert content(made)["model"] == {"source": "Some/Tiny-Llama", "revision": "a1b2c3"}
+    assert made.name == "tiny-llama-q3"
 
 
 def test_contradictions_are_said(tiny: Callable[..., Path], tmp_path: Path) -> None:
