@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Sequence
@@ -9,14 +10,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from onnx import TensorProto
+from pydantic import ValidationError
 
 from lowbit.passes.base import READING, Pass
-from lowbit.passes.registry import find_pass
+from lowbit.passes.registry import find_pass, word_of
 from lowbit.pipeline.checkpoint.huggingface import Checkpoint
 from lowbit.pipeline.checkpoint.onnx_model import OnnxModel
 from lowbit.pipeline.convert.registry import find_target
 from lowbit.pipeline.export.support import SUPPORTED, TASKS
 from lowbit.pipeline.recipe.build import Entry
+from lowbit.pipeline.recipe.sections import Calibrate, Validate
 from lowbit.pipeline.recipe.targets import find_options, target_names
 
 LARGE = 1_000_000_000
@@ -52,7 +55,7 @@ class Chosen:
 
 
 def choose(checkpoint: Checkpoint, wanted: Wanted, passes: Sequence[Entry] | None = None) -> Chosen:
-    """The sections but `model`; `passes` are kept as they are, and what the model and the target need comes before them.
+    """The sections but `model`; what the model and the targets need is put around `passes`, which are kept as they are.
 
     Raises:
         PipelineError: there is no such target.
@@ -62,21 +65,17 @@ def choose(checkpoint: Checkpoint, wanted: Wanted, passes: Sequence[Entry] | Non
     for target in targets:
         find_target(target)
     chosen = Chosen({} if task is None else {"export": {"task": task}})
-    entries = _needed(checkpoint, task, targets, chosen.said)
-    entries += _quantizing(wanted, task, targets) if passes is None else passes
-    if passes is not None:
-        entries = _once(entries, len(entries) - len(passes))
-    calibrated = any(_options(entry).phases & READING for entry in entries)
-    if calibrated:
-        chosen.sections["calibrate"] = {"text": "library"}
-        chosen.said.append(
-            "layers are calibrated on docstrings of Python; for a model that reasons, set calibrate: text: generated"
-        )
-    chosen.sections |= {
-        "passes": entries,
-        "validate": _validate(checkpoint, chosen.said),
-        "convert": [{"target": one} for one in targets],
-    }
+    given = _quantizing(wanted, task, targets) if passes is None else list(passes)
+    before, after = _needed(checkpoint, task, targets)
+    added = [(entry, why) for entry, why in (*before, *after) if _name(entry) not in set(map(_name, given))]
+    chosen.said += [why for _, why in added if why]
+    ahead = sum(one in before for one in added)
+    entries = [*(entry for entry, _ in added[:ahead]), *given, *(entry for entry, _ in added[ahead:])]
+    if any(map(_reads_text, entries)):
+        chosen.sections["calibrate"] = {"text": "library", **_window(checkpoint, Calibrate().window)}
+        chosen.said.append("layers are calibrated on docstrings of Python; for models that reason, text: generated is better")
+    hand_offs = [{"target": target} for target in targets]
+    chosen.sections |= {"passes": entries, "validate": _validate(checkpoint, chosen.said), "convert": hand_offs}
     return chosen
 
 
@@ -98,22 +97,27 @@ def _target_for(task: str | None) -> str:
     return next(name for name in target_names() if find_target(name).decoders == decoder)
 
 
-def _needed(checkpoint: Checkpoint, task: str | None, targets: tuple[str, ...], said: list[str]) -> list[Entry]:
-    """Passes without which the model cannot be quantized, or the target not hold it."""
-    entries: list[Entry] = ["remove_identities"]
+Added = list[tuple[Entry, str]]
+"""Passes, each with a sentence why; "" where it changes no value."""
+
+
+def _needed(checkpoint: Checkpoint, task: str | None, targets: tuple[str, ...]) -> tuple[Added, Added]:
+    """What the model cannot be quantized or a target not hold it without: before its weights are quantized, and after."""
     if task != "text-generation-with-past":
-        return [*entries, "split_gemm"]
+        return [("remove_identities", ""), ("split_gemm", "")], []
+    before: Added = [("remove_identities", "")]
+    after: Added = []
     table = next((weight for name, weight in checkpoint.weights.items() if TABLE.search(name)), None)
     halves = [target for target in targets if find_options(target).half_embedding]
     if table is not None and table.onnx_dtype == TensorProto.FLOAT and halves:
-        entries.append({"narrow_embedding": {"dtype": "fp16"}})
-        said.append(f"{halves[0]} holds no float32 embedding: it is narrowed to fp16, which is part of what is validated")
+        why = f"{halves[0]} holds no float32 embedding: it is narrowed to fp16, which is part of what is validated"
+        # after: an output layer that shares the table has a name of its own only while it does
+        after.append(({"narrow_embedding": {"dtype": "fp16"}}, why))
     else:
-        entries.append("narrow_embedding")
+        before.append(("narrow_embedding", ""))
     if any(FUSED.search(name) for name in checkpoint.weights):
-        entries.append("split_projections")
-        said.append("fused projections are split, so that each gets its own codes")
-    return entries
+        before.append(("split_projections", "fused projections are split, so that each gets its own codes"))
+    return before, after
 
 
 def _quantizing(wanted: Wanted, task: str | None, targets: tuple[str, ...]) -> list[Entry]:
@@ -131,21 +135,31 @@ def _quantizing(wanted: Wanted, task: str | None, targets: tuple[str, ...]) -> l
     return [{"quantize_matmul": {**rest, "bits": HEAD_BITS, "include": ["lm_head"]}}, {"quantize_matmul": rest}]
 
 
-def _once(entries: list[Entry], added: int) -> list[Entry]:
-    """Without the first `added` entries that the user's own name as well."""
-    own = {type(_options(entry)) for entry in entries[added:]}
-    return [entry for number, entry in enumerate(entries) if number >= added or type(_options(entry)) not in own]
+def _name(entry: Entry) -> str:
+    return word_of(entry) if isinstance(entry, Pass) else entry if isinstance(entry, str) else next(iter(entry))
 
 
-def _options(entry: Entry) -> Pass:
-    if isinstance(entry, Pass):
-        return entry
-    name, options = (entry, {}) if isinstance(entry, str) else next(iter(entry.items()))
-    return find_pass(name).model_validate(options or {}, strict=False)
+def _reads_text(entry: Entry) -> bool:
+    """Whether a pass looks at inputs of layers; what is wrong with its options is said when the recipe is checked."""
+    options = {} if isinstance(entry, Pass | str) else next(iter(entry.values())) or {}
+    try:
+        made = entry if isinstance(entry, Pass) else find_pass(_name(entry)).model_validate_json(json.dumps(options))
+    except (KeyError, ValidationError):
+        return False
+    return bool(made.phases & READING)
 
 
 def _validate(checkpoint: Checkpoint, said: list[str]) -> dict[str, int]:
+    window = _window(checkpoint, Validate().window)
     if sum(math.prod(weight.shape) for weight in checkpoint.weights.values()) < LARGE:
-        return {"windows": 20}
+        return {"windows": 20, **window}
     said.append("validated on 2 windows of 512 tokens, which take minutes each; set validate: windows for more")
-    return {"windows": 2}
+    return {"windows": 2, **window}
+
+
+def _window(checkpoint: Checkpoint, usual: int) -> dict[str, int]:
+    """The option `window`, where the model has fewer positions than usual (RoBERTa's begin after its padding token's)."""
+    config = checkpoint.config
+    before = int(config.get("pad_token_id", 1)) + 1 if "roberta" in str(config.get("model_type")) else 0
+    longest = config.get("max_position_embeddings", usual + before) - before
+    return {} if usual <= longest else {"window": longest}

@@ -80,9 +80,13 @@ def test_a_recipe_from_python_is_the_recipe_from_yaml(tiny: Callable[..., Path],
 
 
 def test_a_saved_recipe_means_the_same_elsewhere(tmp_path: Path) -> None:
-    moved = lowbit.load_recipe(lowbit.load_recipe("demo-fast-q3").save(tmp_path / "mine.yaml"))
-    assert moved.plan(tmp_path).checkpoint.folder == PYDOCS
-    assert "target: snapdragon-8-elite" not in moved.text, "its table of times lies beside the recipe that was loaded"
+    moved = lowbit.load_recipe(lowbit.load_recipe("demo-reasoner-q2").save(tmp_path / "mine.yaml"))
+    assert Path(moved.model).samefile(PYDOCS.with_name("llama-reasoner"))
+    assert moved.plan(tmp_path).bits_per_weight == pytest.approx(lowbit.plan("demo-reasoner-q2", tmp_path).bits_per_weight)
+    for path in (moved.checked.calibrate.prompts, moved.checked.validate.text):  # type: ignore[union-attr]
+        assert Path(str(path)).is_absolute()
+    timed = lowbit.load_recipe("demo-fast-q3").save(tmp_path / "fast.yaml").read_text("utf-8")
+    assert str(PYDOCS.parents[2] / "recipes" / "targets" / "snapdragon-8-elite.yaml") in timed
 
 
 @pytest.mark.parametrize(

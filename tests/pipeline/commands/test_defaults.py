@@ -47,7 +47,7 @@ def test_an_embedding_that_mnn_cannot_hold_is_narrowed_and_it_is_said(tiny: Call
     """For MNN, from Python's passes too; and such a model runs."""
     model = tiny("llama", dtype="float32", tie_word_embeddings=True)
     made = lowbit.recipe_for(model, [QuantizeMatmul(bits=4, block_size=32)], validate=SHORT, name="mine")
-    assert content(made)["passes"][1] == {"narrow_embedding": {"dtype": "fp16"}}
+    assert content(made)["passes"][-1] == {"narrow_embedding": {"dtype": "fp16"}}
     assert made.said == ("mnn-llm holds no float32 embedding: it is narrowed to fp16, which is part of what is validated",)
     assert made.run(tmp_path, console=QUIET).manifest.hand_offs["mnn"].bit_exact
     assert lowbit.recipe_for(model, bits=4, convert="onnxruntime-genai").said == ()
@@ -85,6 +85,7 @@ def test_encoders_get_what_encoders_need(
     made = lowbit.recipe_for(tiny(kind, task=task), bits=4, block_size=32, name="mine")
     assert content(made)["export"] == {"task": task}
     assert content(made)["convert"] == {"target": "mnn"}
+    assert content(made)["validate"] == {"windows": 20, "window": 256}, "it has no more positions"
     assert made.run(tmp_path, console=QUIET).manifest.hand_offs["mnn"].bit_exact
 
 
