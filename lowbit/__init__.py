@@ -10,6 +10,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    __version__: str
     from lowbit.passes.base import PassError
     from lowbit.pipeline.api import (
         Chat,
