@@ -91,7 +91,7 @@ def main() -> None:
 
 
 class Bench:
-    """The runs on one checkpoint; each method gives rows (point of the list in README, what, figure)."""
+    """The runs on one checkpoint; each method gives rows (its point, what, figure)."""
 
     def __init__(self, folder: Path, model: Path, shards: list[Path]) -> None:
         self.folder, self.model, self.shards = folder, model, shards
