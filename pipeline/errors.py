@@ -62,4 +62,4 @@ class ValidationFailed(PipelineError):  # noqa: N818  (the name users see)
 
 
 class ConvertError(PipelineError):
-    """MNN's converter or runtime refused, or what it made is not what went in."""
+    """An engine's converter or runtime refused, or what it made is not what went in."""

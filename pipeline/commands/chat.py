@@ -1,4 +1,4 @@
-"""`lowbit chat`: talk to a finished result in MNN, onnxruntime or onnxruntime-genai before it is shipped."""
+"""`lowbit chat`: talk to a finished result in any engine that it was handed to, or in onnxruntime, before it is shipped."""
 
 from __future__ import annotations
 

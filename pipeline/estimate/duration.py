@@ -20,7 +20,7 @@ LOOK, WRITE = 0.16, 0.05
 RECALL = 2.0
 """Nanoseconds a weight that is in the store already."""
 HAND_OFF = 16.0
-"""Nanoseconds a weight for lowering and its check, the MNN files, and the proof."""
+"""Nanoseconds a weight for lowering and its check, the engine's files, and the proof; measured for MNN."""
 LOAD_FLOAT, LOAD_QUANTIZED = 10.0, 3.0
 """Nanoseconds a weight to load the float model, and the quantized one, block by block."""
 PER_TOKEN = 0.013

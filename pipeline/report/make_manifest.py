@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from lowbit.passes.quant.parallel import in_order
@@ -20,9 +20,10 @@ from lowbit.pipeline.store.digests import sha256, versions
 from lowbit.pipeline.store.store import Entry
 
 PACKAGES = (
-    "MNN", "numba", "numpy", "onnx", "onnx-graphsurgeon", "onnxruntime", "onnxruntime-genai", "optimum", "optimum-onnx",
-    "tokenizers", "torch", "transformers",
+    "numba", "numpy", "onnx", "onnx-graphsurgeon", "onnxruntime", "optimum", "optimum-onnx", "tokenizers", "torch",
+    "transformers",
 )  # fmt: skip
+"""What every result depends on."""
 
 
 def make_manifest(
@@ -35,10 +36,14 @@ def make_manifest(
     model: Source,
     weights: Mapping[QuantizedWeight, Entry],
     source_of: Callable[[Weight], str],
+    engines: Iterable[str],
 ) -> Manifest:
     """What manifest.json says of the results in `work`, but for the hashes of its files.
 
     SHA-256 by SHA-256 it leads from the tensors of each shard (`model`, `source_of` a weight) to codes.
+
+    Args:
+        engines: packages whose versions count beside our own.
     """
     stored = sum(part.nbytes for weight in weights for part in weight.parts.values())
     count = sum(weight.source.shape[0] * weight.source.shape[1] for weight in weights)
@@ -47,7 +52,7 @@ def make_manifest(
         version=VERSION,
         recipe=recipe.name,
         model=model,
-        versions=versions(PACKAGES),
+        versions=versions({*PACKAGES, *engines}),
         steps=tuple(StepRecord(**dict(record)) for record in steps),
         weights={weight.name: _weight(weight, source_of(weight.source), entry) for weight, entry in weights.items()},
         size=Size(bits_per_weight=8 * stored / count, **sizes),

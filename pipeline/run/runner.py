@@ -8,6 +8,7 @@ from rich.console import Console
 
 from lowbit.pipeline.checkpoint.chat_template import check_template
 from lowbit.pipeline.checkpoint.resolve import resolve
+from lowbit.pipeline.convert.registry import find_target
 from lowbit.pipeline.errors import ValidationFailed
 from lowbit.pipeline.export.support import describe
 from lowbit.pipeline.mixed_precision.budget import check_budget
@@ -68,6 +69,7 @@ def _finish(run: Run, asked: Recipe) -> Manifest:
             source=run.checkpoint.source, revision=run.checkpoint.revision, digest=run.key("weights"), shards=run.shards(),
         ),
         weights=run.entries, source_of=run.sources.of,
+        engines=[package for options in run.recipe.convert for package in find_target(options.target).packages],
     )  # fmt: skip
     write_pages(run.work, manifest, run.checkpoint)
     return seal_manifest(run.work, manifest)

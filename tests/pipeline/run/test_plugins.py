@@ -56,6 +56,8 @@ def test_an_engine_from_outside_is_run_and_reported(made: Path) -> None:
     assert hand_off["max_relative_error"] == 0, "onnxruntime beside onnxruntime"
     assert (figures["exact"]["greedy_equal"], figures["tokenizer"]["equal"]) == (32, figures["tokenizer"]["texts"])
     assert figures["as_stored"]["relative_error"] > 0
+    assert manifest["versions"]["numpy"] == np.__version__
+    assert "MNN" not in manifest["versions"], "no engine of this result"
     page, card = ((made / name).read_text("utf-8") for name in ("report.html", "README.md"))
     for text in ("NumPy, float arithmetic", "NumPy, as stored", "NumPy codes"):
         assert text in page
