@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 
 from lowbit.passes.quant.format import ScaleDtype
 from lowbit.pipeline.convert.mnn.converter import convert, read_json, write_json
 from lowbit.pipeline.convert.mnn.editor import Editor, name_by_content
-from lowbit.pipeline.convert.mnn.exact_floats import exact_values, words_of
+from lowbit.pipeline.convert.mnn.exact_floats import Words, exact_values, words_of
 from lowbit.pipeline.convert.mnn.weights import MnnLayer, lay_out
 from lowbit.pipeline.errors import ConvertError
 from lowbit.pipeline.onnx_io.stored_layer import StoredLayer
@@ -54,30 +55,39 @@ def _edit(
     """Turn placeholders into convolutions and rounded numbers into exact ones, and write `target`."""
     layers = {one.layer.name: one for one in placed}
     nodes = {node.output[0]: node for node in model.graph.node}
-    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
-    tensors |= {name: node.attribute[0].t for name, node in nodes.items() if node.op_type == "Constant"}
-    constants = {name: onnx.numpy_helper.to_array(tensor) for name, tensor in tensors.items()}
-    words = words_of(first)
-    editor = Editor(document)
+    constants, words, editor = _constants(model), words_of(first), Editor(document)
     for op in document["oplists"]:
-        name, main = op["name"], op.get("main") or {}
         if op["type"] == "Extra":
-            node = nodes.get(name)
+            node = nodes.get(op["name"])
             if node is None or node.op_type != "Linear":
-                raise ConvertError(f"MNN's converter does not know the operator {main.get('type')} of '{name}'.")
+                kind = (op.get("main") or {}).get("type")
+                raise ConvertError(f"MNN's converter does not know the operator {kind} of '{op['name']}'.")
             layer = layers[node.name]
             editor.linear(node.name, op, layer, [-1, layer.layer.n])
-            continue
-        if op["type"] == "LayerNorm" and name in nodes:
-            main["epsilon"] = next((a.f for a in nodes[name].attribute if a.name == "epsilon"), 1e-5)
-        if op["type"] == "UnaryOp" and main["opType"] == "GELU" and _has_erf(name, nodes):
-            main["opType"] = "GELU_STANDARD"  # the converter takes the approximation by tanh for both
-        for field in ("float32s", "gamma", "beta", "weight", "bias"):
-            if isinstance(main.get(field), list) and main[field] and isinstance(main[field][0], float):
-                main[field] = exact_values(name, np.array(main[field]), constants.get(name), words)
-        editor.ops.append(op)
+        else:
+            _mend(op, nodes, constants, words)
+            editor.ops.append(op)
     document["oplists"] = editor.ops
     write_json(document, target, scratch / "edited.json")
+
+
+def _constants(model: onnx.ModelProto) -> dict[str, npt.NDArray[Any]]:
+    """Values by the name of their tensor: initializers, and what Constant nodes hold."""
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    tensors |= {node.output[0]: node.attribute[0].t for node in model.graph.node if node.op_type == "Constant"}
+    return {name: onnx.numpy_helper.to_array(tensor) for name, tensor in tensors.items()}
+
+
+def _mend(op: dict[str, Any], nodes: dict[str, onnx.NodeProto], constants: dict[str, npt.NDArray[Any]], words: Words) -> None:
+    """Undo what the converter and its JSON form change: a norm's epsilon, the kind of GELU, digits of floats."""
+    name, main = op["name"], op.get("main") or {}
+    if op["type"] == "LayerNorm" and name in nodes:
+        main["epsilon"] = next((a.f for a in nodes[name].attribute if a.name == "epsilon"), 1e-5)
+    if op["type"] == "UnaryOp" and main["opType"] == "GELU" and _has_erf(name, nodes):
+        main["opType"] = "GELU_STANDARD"  # the converter takes the approximation by tanh for both
+    for field in ("float32s", "gamma", "beta", "weight", "bias"):
+        if isinstance(main.get(field), list) and main[field] and isinstance(main[field][0], float):
+            main[field] = exact_values(name, np.array(main[field]), constants.get(name), words)
 
 
 def _has_erf(output: str, nodes: dict[str, onnx.NodeProto]) -> bool:
