@@ -21,6 +21,7 @@ from lowbit.pipeline.export.support import SUPPORTED, TASKS
 from lowbit.pipeline.recipe.build import Entry
 from lowbit.pipeline.recipe.sections import Calibrate, Validate
 from lowbit.pipeline.recipe.targets import find_options, target_names
+from lowbit.pipeline.validate.dataset import positions
 
 LARGE = 1_000_000_000
 """Weights of a model that takes minutes to validate on a window of text."""
@@ -63,14 +64,14 @@ def choose(checkpoint: Checkpoint, wanted: Wanted, passes: Sequence[Entry] | Non
     task = task_of(checkpoint)
     targets = wanted.targets or (_target_for(task),)
     for target in targets:
-        find_target(target)
+        find_target(target)  # or a sentence
     chosen = Chosen({} if task is None else {"export": {"task": task}})
     given = _quantizing(wanted, task, targets) if passes is None else list(passes)
-    before, after = _needed(checkpoint, task, targets)
-    added = [(entry, why) for entry, why in (*before, *after) if _name(entry) not in set(map(_name, given))]
-    chosen.said += [why for _, why in added if why]
-    ahead = sum(one in before for one in added)
-    entries = [*(entry for entry, _ in added[:ahead]), *given, *(entry for entry, _ in added[ahead:])]
+    named = set(map(_name, given))
+    needed = _needed(checkpoint, task, targets)
+    before, after = ([added for added in part if _name(added[0]) not in named] for part in needed)
+    chosen.said += [why for _, why in (*before, *after) if why]
+    entries = [*(entry for entry, _ in before), *given, *(entry for entry, _ in after)]
     if any(map(_reads_text, entries)):
         chosen.sections["calibrate"] = {"text": "library", **_window(checkpoint, Calibrate().window)}
         chosen.said.append("layers are calibrated on docstrings of Python; for models that reason, text: generated is better")
@@ -158,8 +159,6 @@ def _validate(checkpoint: Checkpoint, said: list[str]) -> dict[str, int]:
 
 
 def _window(checkpoint: Checkpoint, usual: int) -> dict[str, int]:
-    """The option `window`, where the model has fewer positions than usual (RoBERTa's begin after its padding token's)."""
-    config = checkpoint.config
-    before = int(config.get("pad_token_id", 1)) + 1 if "roberta" in str(config.get("model_type")) else 0
-    longest = config.get("max_position_embeddings", usual + before) - before
-    return {} if usual <= longest else {"window": longest}
+    """The option `window`, where the model has fewer positions than usual."""
+    longest = positions(checkpoint)
+    return {} if longest is None or usual <= longest else {"window": longest}

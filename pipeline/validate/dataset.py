@@ -51,15 +51,20 @@ def samples_for(recipe: Recipe, checkpoint: Checkpoint, graph: gs.Graph) -> list
     return [{tensor.name: _noise(tensor, checkpoint, generator) for tensor in graph.inputs} for _ in range(4)]
 
 
-def _check_positions(window: int, checkpoint: Checkpoint) -> None:
-    """Learned positions end somewhere; RoBERTa's begin after its padding token's."""
+def positions(checkpoint: Checkpoint) -> int | None:
+    """Tokens that a model has learned positions for; RoBERTa's begin after its padding token's. None: nothing says."""
     config = checkpoint.config
     before = int(config.get("pad_token_id", 1)) + 1 if "roberta" in config.get("model_type", "") else 0
     longest = config.get("max_position_embeddings")
-    if longest is not None and window > longest - before:
+    return None if longest is None else int(longest) - before
+
+
+def _check_positions(window: int, checkpoint: Checkpoint) -> None:
+    longest = positions(checkpoint)
+    if longest is not None and window > longest:
         raise PipelineError(
-            f"validate: a window of {window} tokens, but the model has {longest - before} positions. Set validate: {{window: "
-            f"{longest - before}}}, or fewer."
+            f"validate: a window of {window} tokens, but the model has {longest} positions. Set validate: {{window: "
+            f"{longest}}}, or fewer."
         )
 
 
