@@ -3,8 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 MODEL := $(if $(model),--model $(model))
+PARALLEL := -n 2 --dist worksteal
 
-.PHONY: run plan check frontier measure compare sweep chat doctor test lint schema docs bench bench-accuracy bench-decode bench-fit bench-peers clean help
+.PHONY: run plan check frontier measure compare sweep chat doctor test test-all lint schema docs bench bench-accuracy bench-decode bench-fit bench-peers clean help
 .DEFAULT_GOAL := run
 
 run: $(READY)  ## make recipe=NAME [model=FOLDER]: run a recipe
@@ -35,8 +36,11 @@ doctor: $(READY)  ## what is here, what is missing, what to do
 check: $(READY)  ## make check recipe=NAME: prove a finished result again
 	@$(BIN)/python -m lowbit check build/$(recipe)
 
-test: $(READY)  ## all tests, with coverage
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report term-missing:skip-covered
+test: $(READY)  ## the tests, with coverage; make test-all: those too that take minutes each
+	@$(BIN)/python -m pytest $(PARALLEL) --cov --cov-report term-missing:skip-covered
+
+test-all: $(READY)
+	@$(BIN)/python -m pytest $(PARALLEL) -m ""
 
 lint: $(READY)  ## ruff, mypy --strict, and the floors of the house
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

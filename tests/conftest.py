@@ -6,11 +6,13 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import onnx_graphsurgeon as gs
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 from rich.console import Console
 
@@ -21,50 +23,58 @@ from lowbit.pipeline.recipe.load import load_recipe
 from lowbit.pipeline.recipe.sections import Export
 from lowbit.pipeline.run import prepare
 from lowbit.pipeline.run.runner import run_recipe
+from lowbit.pipeline.store.digests import digest
+from lowbit.pipeline.store.store import Store
+from tests.sharing import once
 from tests.tiny import make_checkpoint, recipe_text, task_of, write_sparse_flagship
 
 settings.register_profile("steady", deadline=None, derandomize=True)
 settings.load_profile("steady")
 
 PYDOCS = Path(__file__).parent / "models" / "qwen2-pydocs"
+VALIDATE = "validate: {window: 64, windows: 2}"
 
-SLOWEST = "test_resume.py"
+SLOWEST = ("test_resume.py", "test_corpus.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The slowest file first: whoever gets it last makes everybody wait."""
-    items.sort(key=lambda item: item.path.name != SLOWEST)
+    """The slowest files first: whoever gets them last makes everybody wait."""
+    items.sort(key=lambda item: item.path.name not in SLOWEST)
 
 
 Exported = Callable[..., tuple[Checkpoint, gs.Graph]]
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers of this session have in common."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(shared: Path) -> Callable[..., Path]:
     """Makes tiny checkpoints, each distinct one once: `tiny("llama", tie_word_embeddings=True)`."""
-    made: dict[str, Path] = {}
 
     def make(kind: str = "qwen2", **options: Any) -> Path:
-        key = repr((kind, sorted(options.items(), key=str)))
-        if key not in made:
-            made[key] = make_checkpoint(tmp_path_factory.mktemp(kind), kind, **options)
-        return made[key]
+        name = f"{kind}-{digest(kind, options)[:12]}"
+        return once(shared / "checkpoints" / name, lambda folder: make_checkpoint(folder, kind, **options))
 
     return make
 
 
 @pytest.fixture(scope="session")
-def exported(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Exported:
+def exported(tiny: Callable[..., Path], shared: Path) -> Exported:
     """A tiny checkpoint and its exported graph, freshly bound on every call."""
-    files: dict[Path, Path] = {}
 
     def load(kind: str = "qwen2", **options: Any) -> tuple[Checkpoint, gs.Graph]:
         folder = tiny(kind, **options)
         checkpoint = open_checkpoint(folder, str(folder))
-        if folder not in files:
-            files[folder] = tmp_path_factory.mktemp("export") / "model.onnx"
-            export_graph(checkpoint, Export.model_validate({"task": options.get("task") or task_of(kind)}), files[folder])
-        return checkpoint, load_graph(files[folder], checkpoint)
+        settings = Export.model_validate({"task": options.get("task") or task_of(kind)})
+        file = shared / "exports" / f"{folder.name}.onnx"
+        return checkpoint, load_graph(once(file, lambda path: export_graph(checkpoint, settings, path)), checkpoint)
 
     return load
 
@@ -80,30 +90,43 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", folder], check=True)
 
 
-@pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+@contextmanager
+def exports_here() -> Iterator[None]:
     """Export in this process: importing torch once is enough for all tests of a worker."""
-    monkeypatch.setattr(prepare, "isolated", lambda function, *arguments: function(*arguments))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare, "isolated", lambda function, *arguments: function(*arguments))
+        yield
+
+
+@pytest.fixture
+def in_process() -> Iterator[None]:
+    """Runs of this test export in this process."""
+    with exports_here():
+        yield
 
 
 @pytest.fixture(scope="session")
-def results(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Runs a recipe of the given passes on a tiny checkpoint, each distinct one once; returns its folder."""
-    build = tmp_path_factory.mktemp("build")
-    made: dict[str, Path] = {}
+def store(shared: Path) -> Store:
+    """What the runs of all tests recall, but for those that test just that."""
+    return Store(shared / "store")
 
-    def make(*passes: str, convert: str = "convert: {}", **model: Any) -> Path:
-        key = repr((passes, convert, sorted(model.items(), key=str)))
-        if key not in made:
-            recipe = build / f"recipe{len(made)}.yaml"
-            validation = "validate: {window: 64, windows: 2}"
-            task = model.get("task") or task_of(model.get("kind", "qwen2"))
-            text = recipe_text(tiny(**model), *passes, convert=convert, validate=validation, task=task)
-            recipe.write_text(text, "utf-8")
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(prepare, "isolated", lambda function, *arguments: function(*arguments))
-                made[key] = run_recipe(load_recipe(recipe), build, None, Console(quiet=True))
-        return made[key]
+
+@pytest.fixture(scope="session")
+def results(tiny: Callable[..., Path], shared: Path, store: Store) -> Callable[..., Path]:
+    """Runs a recipe of the given passes on a tiny checkpoint, each distinct one once; returns its folder."""
+
+    def make(*passes: str, name: str = "result", convert: str = "convert: {}", validate: str = VALIDATE, **model: Any) -> Path:
+        build = shared / "results" / digest(name, passes, convert, validate, model)
+        build.mkdir(parents=True, exist_ok=True)
+        recipe = build / f"{name}.yaml"
+        with FileLock(build / "lock"):
+            if not (build / name / "manifest.json").exists():
+                task = model.get("task") or task_of(model.get("kind", "qwen2"))
+                text = recipe_text(tiny(**model), *passes, convert=convert, validate=validate, task=task)
+                recipe.write_text(text, "utf-8")
+                with exports_here():
+                    run_recipe(load_recipe(recipe), build, None, Console(quiet=True), store)
+        return build / name
 
     return make
 
@@ -122,12 +145,6 @@ def finished_embedding(results: Callable[..., Path], tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def flagship(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
+def flagship(shared: Path) -> Callable[[], Path]:
     """DeepSeek-R1-Distill-Qwen-7B's shape: true headers over a file that takes no space."""
-
-    def make() -> Path:
-        folder = tmp_path_factory.mktemp("flagship")
-        write_sparse_flagship(folder)
-        return folder
-
-    return make
+    return lambda: once(shared / "flagship", write_sparse_flagship)

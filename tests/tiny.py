@@ -129,6 +129,7 @@ def write_sparse_flagship(folder: Path) -> None:
         begin, end = end, end + 2 * math.prod(shape)
         header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
+    folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config), "utf-8")
     with (folder / "model.safetensors").open("wb") as stream:
         stream.write(struct.pack("<Q", len(text)) + text)

@@ -113,7 +113,7 @@ def make(model: Path, folder: Path, bits: int, three_bit: str) -> tuple[Path, in
     """Our result, and the peak memory of every step that makes its folder for genai (comparing engines makes nothing)."""
     recipe = folder / f"q{bits}-{three_bit}.yaml"
     recipe.write_text(RECIPE.format(model=model, bits=bits, three_bit=three_bit), "utf-8")
-    command = [sys.executable, "-m", "pipeline", "run", str(recipe), "--build", str(folder / "build")]
+    command = [sys.executable, "-m", "lowbit", "run", str(recipe), "--build", str(folder / "build")]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     made = folder / "build" / recipe.stem
     steps = json.loads((made / "manifest.json").read_text("utf-8"))["steps"]

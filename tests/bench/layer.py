@@ -43,7 +43,7 @@ def main() -> None:
         recipe.write_text(RECIPE.format(model=model, method=method, zero_point=zero_point, then=then), "utf-8")
         shutil.rmtree(build, ignore_errors=True)
         build.mkdir()
-        command = [sys.executable, "-m", "pipeline", "run", str(recipe), "--build", str(build)]
+        command = [sys.executable, "-m", "lowbit", "run", str(recipe), "--build", str(build)]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         memory, _ = sample(process.pid, build)
         if process.wait():

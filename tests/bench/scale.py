@@ -127,7 +127,7 @@ class Bench:
 
     def start(self, recipe: Path, build: Path, cores: int | None = None) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline", "run", str(recipe), "--build", str(build)], stdout=subprocess.DEVNULL
+            [sys.executable, "-m", "lowbit", "run", str(recipe), "--build", str(build)], stdout=subprocess.DEVNULL
         )
         os.sched_setaffinity(process.pid, sorted(os.sched_getaffinity(0))[:cores])
         return process
@@ -140,7 +140,7 @@ class Bench:
             shutil.rmtree(self.build / ".store", ignore_errors=True)
             recipe = self.recipe(name, bits, block, method)
             start = time.monotonic()
-            command = [sys.executable, "-m", "pipeline", "plan", str(recipe), "--build", str(self.build)]
+            command = [sys.executable, "-m", "lowbit", "plan", str(recipe), "--build", str(self.build)]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             planning = time.monotonic() - start
             plan = make_plan(load_recipe(recipe), self.build, None)

@@ -13,15 +13,17 @@ from typing import Any
 import pytest
 
 from tests.hostile.corpus import CASES
+from tests.sharing import once
 
 
-@pytest.fixture(scope="module")
-def outcomes(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    scratch = tmp_path_factory.mktemp("hostile")
-    results = scratch / "results.json"
-    command = [sys.executable, "-m", "tests.hostile.run", str(tiny("llama")), str(scratch), str(results)]
-    subprocess.run(command, check=True, timeout=1200)
-    return dict(json.loads(results.read_text("utf-8")))
+@pytest.fixture(scope="session")
+def outcomes(tiny: Callable[..., Path], shared: Path) -> dict[str, Any]:
+    def run(scratch: Path) -> None:
+        scratch.mkdir()
+        command = [sys.executable, "-m", "tests.hostile.run", str(tiny("llama")), str(scratch), str(scratch / "results.json")]
+        subprocess.run(command, check=True, timeout=1200)
+
+    return dict(json.loads((once(shared / "hostile", run) / "results.json").read_text("utf-8")))
 
 
 def test_there_are_forty_at_least() -> None:

@@ -22,6 +22,7 @@ from lowbit.pipeline.errors import ConvertError, PipelineError
 from lowbit.pipeline.recipe.load import load_recipe
 from lowbit.pipeline.run.runner import run_recipe
 from lowbit.pipeline.runtime.isolate import isolated
+from lowbit.pipeline.store.store import Store
 from tests.tiny import recipe_text
 
 ROOT = Path(__file__).parents[2]
@@ -50,21 +51,21 @@ def files(build: Path) -> dict[str, str]:
     [(CRASH, r"MNN's converter made no .* \(status -11\)"), (HANG, "in 1 s and was stopped"), ("", r"made no .* \(status 0\)")],
 )
 def test_a_converter_that_fails(
-    recipe: Path, tmp_path: Path, in_process: None, monkeypatch: pytest.MonkeyPatch, call: str, message: str
+    recipe: Path, tmp_path: Path, store: Store, in_process: None, monkeypatch: pytest.MonkeyPatch, call: str, message: str
 ) -> None:
     build = tmp_path / "build"
-    run_recipe(load_recipe(recipe), build, None, QUIET)
+    run_recipe(load_recipe(recipe), build, None, QUIET, store)
     before = files(build)
     recipe.write_text(recipe.read_text().replace("bits: 4", "bits: 3"))
     with monkeypatch.context() as patch:
         patch.setattr(converter, "_CALL", call)
         patch.setattr(converter, "SECONDS", 1)
         with pytest.raises(ConvertError, match=message):
-            run_recipe(load_recipe(recipe), build, None, QUIET)
+            run_recipe(load_recipe(recipe), build, None, QUIET, store)
     assert files(build) == before  # the old result is whole
     check_folder(build / "mine")
     assert not list((build / "mine").glob(".work-*"))
-    run_recipe(load_recipe(recipe), build, None, QUIET)  # and the next run is fine
+    run_recipe(load_recipe(recipe), build, None, QUIET, store)  # and the next run is fine
     assert files(build) != before
     check_folder(build / "mine")
 
@@ -100,7 +101,7 @@ def test_a_worker_without_memory() -> None:
 
 
 def command(recipe: Path, build: Path, code: str = "") -> subprocess.CompletedProcess[str]:
-    start = f"{code}\nfrom pipeline.__main__ import main\nmain()"
+    start = f"{code}\nfrom lowbit.pipeline.__main__ import main\nmain()"
     arguments = [sys.executable, "-c", start, "run", str(recipe), "--build", str(build)]
     return subprocess.run(arguments, capture_output=True, text=True, check=False, cwd=ROOT)
 
@@ -121,7 +122,7 @@ def test_statuses_of_the_command_line(recipe: Path, tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "gate missed" in done.stderr
     check_folder(build / "mine")
-    bug = "import pipeline.runner as r\nr._publish = lambda *a: 1 / 0\n"
+    bug = "import lowbit.pipeline.run.runner as r\nr.publish = lambda *a: 1 / 0\n"
     done = command(missed, build, bug)
     assert done.returncode == 1
     assert "ZeroDivisionError" in done.stderr

@@ -31,6 +31,7 @@ from lowbit.pipeline.convert.mnn.weights import pack_msb
 from lowbit.pipeline.errors import PipelineError, RecipeError
 from lowbit.pipeline.recipe.load import load_recipe
 from lowbit.pipeline.run.runner import run_recipe
+from tests.conftest import exports_here
 from tests.graphs import run
 from tests.tiny import recipe_text
 
@@ -155,8 +156,7 @@ def made(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) ->
         ),
         "utf-8",
     )  # fmt: skip
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lowbit.pipeline.run.prepare.isolated", lambda function, *args: function(*args))
+    with exports_here():
         return path, run_recipe(load_recipe(path), folder / "build", None, QUIET)
 
 

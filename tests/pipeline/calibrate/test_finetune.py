@@ -130,7 +130,7 @@ def test_the_same_seed_gives_the_same_bytes_and_a_stopped_run_goes_on(
     assert count[0] == 0, "all of it was recalled"
 
 
-def test_training_makes_two_bits_better(tmp_path: Path, in_process: None) -> None:
+def test_training_makes_two_bits_better(tmp_path: Path, store: Store, in_process: None) -> None:
     """On the trained model, after mse: blocks alone help, by either optimizer; the whole model together helps more."""
     divergence = []
     one = "epochs: 1, batch: 4"
@@ -145,7 +145,7 @@ def test_training_makes_two_bits_better(tmp_path: Path, in_process: None) -> Non
         passes += ["quantize_matmul: {bits: 4, block_size: 64}", *([training] if training else [])]
         section = "calibrate: {windows: 32, window: 128}" if training else ""
         path.write_text(recipe_text(PYDOCS, *passes, convert=section, validate="validate: {windows: 4}"), "utf-8")
-        folder = run_recipe(load_recipe(path), tmp_path / "build", None, Console(quiet=True))
+        folder = run_recipe(load_recipe(path), tmp_path / "build", None, Console(quiet=True), store)
         manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
         divergence.append(manifest["quality"]["onnxruntime"]["kl_divergence"])
         methods = {w["method"] for w in manifest["weights"].values()}

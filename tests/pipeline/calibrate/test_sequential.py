@@ -161,7 +161,7 @@ def test_only_what_a_change_can_reach_is_made_again(exported: Exported, tmp_path
     assert found.made == 2, "that layer, and the one after it, whose inputs have changed"
 
 
-def test_errors_of_earlier_layers_are_made_up_for(tmp_path: Path, in_process: None) -> None:
+def test_errors_of_earlier_layers_are_made_up_for(tmp_path: Path, store: Store, in_process: None) -> None:
     """On the trained model: mse, gptq and refine in this order, and looking at what came before helps."""
     divergence = {}
     for name, method, section in (
@@ -177,7 +177,7 @@ def test_errors_of_earlier_layers_are_made_up_for(tmp_path: Path, in_process: No
             f"quantize_matmul: {{bits: 2, block_size: 64, method: {method}}}",
         )
         path.write_text(recipe_text(PYDOCS, *passes, convert=section, validate="validate: {windows: 4}"), "utf-8")
-        folder = run_recipe(load_recipe(path), tmp_path / "build", None, QUIET)
+        folder = run_recipe(load_recipe(path), tmp_path / "build", None, QUIET, store)
         manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
         divergence[name] = manifest["quality"]["onnxruntime"]["kl_divergence"]
     assert divergence["asymmetric"] < divergence["refine"] < divergence["gptq"] < divergence["mse"]
@@ -187,8 +187,8 @@ def test_errors_of_earlier_layers_are_made_up_for(tmp_path: Path, in_process: No
 GENERATE = """
 import sys
 from pathlib import Path
-from lowbit.pipeline.checkpoint.huggingface import open_checkpoint
 from lowbit.pipeline.calibrate.generate import generate
+from lowbit.pipeline.checkpoint.huggingface import open_checkpoint
 model = Path(sys.argv[1])
 print(generate(open_checkpoint(model, "m"), ["def f(x):", "", "The module"], 9, 32, 5).tolist())
 """

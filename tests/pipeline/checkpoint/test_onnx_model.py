@@ -79,7 +79,8 @@ def test_from_a_file_to_both_runtimes(tmp_path: Path, external: bool, opset: int
 def test_without_torch(tmp_path: Path) -> None:
     write(tmp_path / "own.onnx")
     path = recipe(tmp_path, "./own.onnx")
-    code = "import sys; sys.modules['torch'] = sys.modules['transformers'] = None; from pipeline.__main__ import main; main()"
+    code = "import sys; sys.modules['torch'] = sys.modules['transformers'] = None\n"
+    code += "from lowbit.pipeline.__main__ import main; main()"
     command = [sys.executable, "-c", code, "run", str(path), "--build", str(tmp_path / "build")]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.count("equal bit for bit") == 1
 

@@ -19,23 +19,14 @@ from lowbit.pipeline.commands import doctor
 from lowbit.pipeline.commands.chat import Chat, answer, open_chat, sample, talk
 from lowbit.pipeline.commands.doctor import _disk, _engine, _memory, _python, examine
 from lowbit.pipeline.errors import PipelineError
-from lowbit.pipeline.recipe.load import load_recipe
-from lowbit.pipeline.run.runner import run_recipe
-from tests.tiny import recipe_text
 
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<think>\n{% endif %}"
 
 
-@pytest.fixture(scope="module")
-def made(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("chat")
-    path = folder / "mine.yaml"
+@pytest.fixture
+def made(results: Callable[..., Path]) -> Path:
     convert = "convert: [{target: mnn-llm}, {target: onnxruntime-genai}]"
-    passes, validate = ("narrow_embedding", "quantize_matmul: {bits: 4, block_size: 32}"), "validate: {window: 64, windows: 2}"
-    path.write_text(recipe_text(tiny("llama"), *passes, convert=convert, validate=validate))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lowbit.pipeline.run.prepare.isolated", lambda function, *args: function(*args))
-        return run_recipe(load_recipe(path), folder / "build", None, Console(quiet=True))
+    return results("narrow_embedding", "quantize_matmul: {bits: 4, block_size: 32}", convert=convert, kind="llama")
 
 
 @pytest.fixture(autouse=True)

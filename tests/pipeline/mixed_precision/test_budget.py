@@ -26,9 +26,10 @@ from lowbit.pipeline.mixed_precision.problem import Problem
 from lowbit.pipeline.mixed_precision.solver import Costs, solve
 from lowbit.pipeline.recipe.load import load_recipe
 from lowbit.pipeline.run.runner import run_recipe
+from lowbit.pipeline.store.store import Store
 from tests.conftest import PYDOCS
 from tests.graphs import graph, random
-from tests.tiny import recipe_text
+from tests.tiny import recipe_text, write_sparse_flagship
 
 FORMS = [BlockFormat(bits, 32, False, "fp16") for bits in (2, 3, 4)]
 QUIET = Console(quiet=True)
@@ -95,13 +96,20 @@ def test_time_is_a_second_budget() -> None:
         solve(Costs(sensitivities, sizes, slow), 350, longest=0.95)
 
 
-def run(tmp_path: Path, model: Path, options: str, convert: str = "convert: {}", name: str = "mine") -> Path:
-    path = tmp_path / f"{name}.yaml"
-    text = recipe_text(
-        model, "narrow_embedding", f"allocate_bits: {options}", convert=convert, validate="validate: {window: 64, windows: 2}"
-    )
-    path.write_text(text, "utf-8")
-    return run_recipe(load_recipe(path), tmp_path / "build", None, QUIET)
+Spend = Callable[..., Path]
+
+
+@pytest.fixture
+def spend(tmp_path: Path, store: Store, in_process: None) -> Spend:
+    """Runs a recipe with a budget; what other tests have made or measured is recalled."""
+
+    def run(model: Path, options: str, convert: str = "convert: {}", name: str = "mine", store: Store = store) -> Path:
+        path = tmp_path / f"{name}.yaml"
+        entries, validate = ("narrow_embedding", f"allocate_bits: {options}"), "validate: {window: 64, windows: 2}"
+        path.write_text(recipe_text(model, *entries, convert=convert, validate=validate), "utf-8")
+        return run_recipe(load_recipe(path), tmp_path / "build", None, QUIET, store)
+
+    return run
 
 
 def forms_of(folder: Path) -> dict[str, tuple[int, int]]:
@@ -110,11 +118,9 @@ def forms_of(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 @pytest.mark.parametrize("sensitivity", ["kl", "fisher", "output_mse", "weight_mse"])
-def test_bits_are_spent_where_they_matter(
-    tiny: Callable[..., Path], tmp_path: Path, in_process: None, sensitivity: str
-) -> None:
+def test_bits_are_spent_where_they_matter(tiny: Callable[..., Path], spend: Spend, sensitivity: str) -> None:
     options = f"{{bits_per_weight: 4, block_sizes: [32], sensitivity: {sensitivity}, method: mse}}"
-    folder = run(tmp_path, tiny("llama"), options)
+    folder = spend(tiny("llama"), options, convert="")
     found = forms_of(folder)
     assert len({bits for bits, _ in found.values()}) > 1
     manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
@@ -123,9 +129,11 @@ def test_bits_are_spent_where_they_matter(
     assert "0.0% above the least possible" in notes[2]
 
 
-def test_the_resolved_recipe_makes_the_same_bytes(tiny: Callable[..., Path], tmp_path: Path, in_process: None) -> None:
-    folder = run(tmp_path, tiny("llama"), "{bits_per_weight: 4, block_sizes: [32, 64], sensitivity: weight_mse}")
-    again = run_recipe(load_recipe(folder / "resolved.yaml"), tmp_path / "other", None, QUIET)
+def test_the_resolved_recipe_makes_the_same_bytes(
+    tiny: Callable[..., Path], tmp_path: Path, store: Store, spend: Spend
+) -> None:
+    folder = spend(tiny("llama"), "{bits_per_weight: 4, block_sizes: [32, 64], sensitivity: weight_mse}")
+    again = run_recipe(load_recipe(folder / "resolved.yaml"), tmp_path / "other", None, QUIET, store)
     first, second = (json.loads((one / "manifest.json").read_text())["files"] for one in (folder, again))
     assert [first[name] for name in first if name.startswith(("onnx", "mnn"))] == [
         second[name] for name in second if name.startswith(("onnx", "mnn"))
@@ -134,7 +142,7 @@ def test_the_resolved_recipe_makes_the_same_bytes(tiny: Callable[..., Path], tmp
 
 @pytest.mark.parametrize("sensitivity", ["kl", "weight_mse"])
 def test_what_other_passes_take_is_left_to_them(
-    tiny: Callable[..., Path], tmp_path: Path, in_process: None, sensitivity: str
+    tiny: Callable[..., Path], tmp_path: Path, store: Store, in_process: None, sensitivity: str
 ) -> None:
     budget = f"allocate_bits: {{bits_per_weight: 4, block_sizes: [32], sensitivity: {sensitivity}, exclude: ['*.o_proj']}}"
     entries = (
@@ -144,16 +152,16 @@ def test_what_other_passes_take_is_left_to_them(
     )
     path = tmp_path / "mine.yaml"
     path.write_text(recipe_text(tiny("llama"), "narrow_embedding", *entries), "utf-8")
-    found = forms_of(run_recipe(load_recipe(path), tmp_path / "build", None, QUIET))
+    found = forms_of(run_recipe(load_recipe(path), tmp_path / "build", None, QUIET, store))
     assert found["lm_head"] == (8, 64)
     assert {found[f"model.layers.{i}.self_attn.o_proj"] for i in range(2)} == {(4, 16)}
     assert {size for name, (_, size) in found.items() if name != "lm_head" and not name.endswith("o_proj")} == {32}
 
 
-def test_groups_share_their_choice(tiny: Callable[..., Path], tmp_path: Path, in_process: None) -> None:
+def test_groups_share_their_choice(tiny: Callable[..., Path], spend: Spend) -> None:
     groups = "[[q_proj, k_proj, v_proj], [gate_proj, up_proj]]"
     options = f"{{bits_per_weight: 4.2, block_sizes: [32], sensitivity: weight_mse, groups: {groups}}}"
-    found = forms_of(run(tmp_path, tiny("llama"), options))
+    found = forms_of(spend(tiny("llama"), options, convert=""))
     for i in range(2):
         assert len({found[f"model.layers.{i}.self_attn.{part}_proj"] for part in "qkv"}) == 1
         assert len({found[f"model.layers.{i}.mlp.{part}_proj"] for part in ("gate", "up")}) == 1
@@ -162,28 +170,29 @@ def test_groups_share_their_choice(tiny: Callable[..., Path], tmp_path: Path, in
 @pytest.mark.parametrize(
     ("convert", "folder"), [("convert: {}", "mnn"), ("convert: {target: onnxruntime-genai}", "genai"), ("", "onnx")]
 )
-def test_a_folder_fits(tiny: Callable[..., Path], tmp_path: Path, in_process: None, convert: str, folder: str) -> None:
+def test_a_folder_fits(tiny: Callable[..., Path], spend: Spend, convert: str, folder: str) -> None:
     model = tiny("llama", hidden_size=256, intermediate_size=768, num_hidden_layers=2)
     options = "{{fit: {fit}, block_sizes: [64], sensitivity: weight_mse}}"
-    made = run(tmp_path, model, options.format(fit="1.25MB"), convert)
+    made = spend(model, options.format(fit="1.25MB"), convert)
     size = sum(file.stat().st_size for file in (made / folder).iterdir())
     assert 0.75 * 1.25e6 < size <= 1.25e6
     with pytest.raises(
         PipelineError, match=r"fit: 0.1MB cannot be met: .* The least is \d\.\d\d MB: all weights at 2 bits in blocks of 64"
     ):
-        run(tmp_path, model, options.format(fit="0.1MB"), convert)
+        spend(model, options.format(fit="0.1MB"), convert)
 
 
 def test_a_second_budget_measures_nothing(
-    tiny: Callable[..., Path], tmp_path: Path, in_process: None, monkeypatch: pytest.MonkeyPatch
+    tiny: Callable[..., Path], tmp_path: Path, spend: Spend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run(tmp_path, tiny("llama"), "{bits_per_weight: 4, block_sizes: [32], bits: [2, 4]}")
+    own = Store(tmp_path / "store")
+    spend(tiny("llama"), "{bits_per_weight: 4, block_sizes: [32], bits: [2, 4]}", convert="", store=own)
 
     def fail(*_: Any) -> None:
         raise AssertionError("measured again")
 
     monkeypatch.setattr("lowbit.pipeline.mixed_precision.sensitivity_kl.open_reference", fail)
-    run(tmp_path, tiny("llama"), "{bits_per_weight: 4.5, block_sizes: [32], bits: [2, 4]}", name="other")
+    spend(tiny("llama"), "{bits_per_weight: 4.5, block_sizes: [32], bits: [2, 4]}", convert="", name="other", store=own)
 
 
 @pytest.mark.parametrize(
@@ -205,45 +214,43 @@ def test_budgets_that_say_nothing(tmp_path: Path, options: str, message: str) ->
         load_recipe(path)
 
 
-def test_what_cannot_be_measured_is_said(
-    tiny: Callable[..., Path], tmp_path: Path, in_process: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_cannot_be_measured_is_said(tiny: Callable[..., Path], spend: Spend, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "lowbit.pipeline.mixed_precision.measure.too_large", lambda checkpoint: "the weights in float need 45.7 GB of memory"
     )
     with pytest.raises(
         PipelineError, match="sensitivity: kl is not possible, the weights in float need 45.7 GB .* Set sensitivity: fisher"
     ):
-        run(tmp_path, tiny("llama"), "{bits_per_weight: 4}")
+        spend(tiny("llama"), "{bits_per_weight: 4}")
     with pytest.raises(PassError, match="allocate_bits becomes quantize_matmul before any pass is applied"):
         text = "g (float[2, 32] x) => (float[2, 8] y) { y = MatMul (x, a__weight) }"
         AllocateBits(bits_per_weight=3).apply(graph(text, a__weight=random(32, 8)))
 
 
-def test_a_silly_budget_is_said(tiny: Callable[..., Path], tmp_path: Path, in_process: None) -> None:
+def test_a_silly_budget_is_said(tiny: Callable[..., Path], spend: Spend) -> None:
     with pytest.raises(PipelineError, match=r"fit: 3GB is \d+\.\d bits for each weight; at 8 bits .* takes 0\.\d\d MB"):
-        run(tmp_path, tiny("llama"), "{fit: 3GB, sensitivity: weight_mse}")
+        spend(tiny("llama"), "{fit: 3GB, sensitivity: weight_mse}")
 
 
-def test_speed_counts(tiny: Callable[..., Path], tmp_path: Path, in_process: None) -> None:
+def test_speed_counts(tiny: Callable[..., Path], tmp_path: Path, spend: Spend) -> None:
     (tmp_path / "targets").mkdir()
     shutil.copy("recipes/targets/snapdragon-8-elite.yaml", tmp_path / "targets")
     options = "bits_per_weight: 4, block_sizes: [32], bits: [2, 3, 4], sensitivity: weight_mse"
-    slow = forms_of(run(tmp_path, tiny("llama"), f"{{{options}}}"))
-    folder = run(tmp_path, tiny("llama"), f"{{{options}, target: snapdragon-8-elite, max_relative_time: 1.0}}", name="fast")
+    slow = forms_of(spend(tiny("llama"), f"{{{options}}}", convert=""))
+    folder = spend(tiny("llama"), f"{{{options}, target: snapdragon-8-elite, max_relative_time: 1.0}}", convert="", name="fast")
     assert 3 in {bits for bits, _ in slow.values()}
     assert {bits for bits, _ in forms_of(folder).values()} == {2, 4}
     notes = json.loads((folder / "manifest.json").read_text("utf-8"))["steps"]
     assert any("of the time that 4 bits take on snapdragon-8-elite" in note for step in notes for note in step["notes"])
     with pytest.raises(PipelineError, match=r"phone\.yaml: no such table of times. Known: snapdragon-8-elite"):
-        run(tmp_path, tiny("llama"), f"{{{options}, target: phone, max_relative_time: 1.0}}")
+        spend(tiny("llama"), f"{{{options}, target: phone, max_relative_time: 1.0}}")
     (tmp_path / "targets" / "odd.yaml").write_text("device: odd\n")
     with pytest.raises(PipelineError, match=r"odd\.yaml: no table of times"):
-        run(tmp_path, tiny("llama"), f"{{{options}, target: odd, max_relative_time: 1.0}}")
+        spend(tiny("llama"), f"{{{options}, target: odd, max_relative_time: 1.0}}")
     five = (tmp_path / "targets" / "snapdragon-8-elite.yaml").read_text().replace("3: 1368, ", "")
     (tmp_path / "targets" / "five.yaml").write_text(five)
     with pytest.raises(PipelineError, match="nobody measured 3 bits there, only 2, 4, 8. Leave 3 out of bits"):
-        run(tmp_path, tiny("llama"), f"{{{options}, target: five, max_relative_time: 1.0}}")
+        spend(tiny("llama"), f"{{{options}, target: five, max_relative_time: 1.0}}")
 
 
 def test_every_table_of_times_is_whole() -> None:
@@ -267,11 +274,10 @@ def test_a_plan_shows_what_was_measured(tiny: Callable[..., Path], tmp_path: Pat
     assert any((table.title or "").startswith("bits/block of every weight") for table in plan_tables(plan))
 
 
-def test_the_flagship_fits_to_a_thousandth(
-    tmp_path: Path, flagship: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_flagship_fits_to_a_thousandth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the headers of the true shape; what the weights cost is made up, since they are zeros."""
-    model = flagship()
+    model = tmp_path / "model"
+    write_sparse_flagship(model)
     shutil.copytree(PYDOCS, model, dirs_exist_ok=True, ignore=lambda _, names: {n for n in names if "tokenizer" not in n})
 
     def made_up(context: Any, problem: Problem) -> dict[tuple[str, BlockFormat], float]:

@@ -14,20 +14,16 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from rich.console import Console
 
 from lowbit.pipeline.checkpoint.huggingface import open_checkpoint
 from lowbit.pipeline.commands.check import check_folder
-from lowbit.pipeline.recipe.load import load_recipe
 from lowbit.pipeline.recipe.sections import Validate
 from lowbit.pipeline.report.html import write_pages
 from lowbit.pipeline.report.manifest import Manifest
 from lowbit.pipeline.report.quality import Quality
 from lowbit.pipeline.report.template import visible
-from lowbit.pipeline.run.runner import run_recipe
 from tests.pipeline.report.manifests import manifest as manifest_of
 from tests.pipeline.report.manifests import output_quality
-from tests.tiny import recipe_text
 
 ROOT = Path(__file__).parents[3]
 
@@ -35,17 +31,12 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 QUIETLY = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run")
 
 
-@pytest.fixture(scope="module")
-def made(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("page")
-    path = folder / "<mine>.yaml"
+@pytest.fixture
+def made(results: Callable[..., Path]) -> Path:
     passes = ("narrow_embedding", "quantize_matmul: {bits: 4, block_size: 32, include: [lm_head]}")
     last = "quantize_matmul: {bits: 2, block_size: 32, method: mse}"
     validate = "validate: {window: 64, windows: 4, max_kl_divergence: 5, max_perplexity_ratio: 2}"
-    path.write_text(recipe_text(tiny("llama"), *passes, last, convert="convert: {}", validate=validate), "utf-8")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lowbit.pipeline.run.prepare.isolated", lambda function, *args: function(*args))
-        return run_recipe(load_recipe(path), folder / "build", None, Console(quiet=True))
+    return results(*passes, last, name="<mine>", validate=validate, kind="llama")
 
 
 def browse(made: Path, scratch: Path, *options: str) -> bytes:

@@ -1,4 +1,5 @@
-"""Killed at random moments, a run goes on where it was, and ends with the very bytes of an undisturbed one."""
+"""Killed at random moments, or stopped at every entry, a run goes on where it was and ends with the very bytes of an
+undisturbed one."""
 
 from __future__ import annotations
 
@@ -9,16 +10,22 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from lowbit.pipeline.commands.check import check_folder
+from lowbit.pipeline.recipe.load import load_recipe
+from lowbit.pipeline.run.runner import run_recipe
+from lowbit.pipeline.store.store import Draft, Entry, Store
 from tests.scale.checkpoint import write_checkpoint
 
 ROOT = Path(__file__).parents[3]
-KILLS = 10
+QUIET = Console(quiet=True)
 RECIPE = """\
 model: {model}
 calibrate: {{windows: 8, window: 64}}
@@ -43,7 +50,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start(recipe: Path, build: Path, seed: str = "1", cores: int = 2) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "pipeline", "run", str(recipe), "--build", str(build)]
+    command = [sys.executable, "-m", "lowbit", "run", str(recipe), "--build", str(build)]
     allowed = sorted(os.sched_getaffinity(0))[:cores]
     silence: Any = subprocess.DEVNULL
     environment = {**os.environ, "PYTHONHASHSEED": seed}
@@ -62,7 +69,8 @@ def entries(build: Path) -> dict[Path, int]:
     return {p.parent: p.stat().st_mtime_ns for p in (build / ".store").glob("*/*/entry.json")}
 
 
-def test_the_same_bytes_on_one_core_or_two_and_after_ten_kills(recipe: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.slow)])
+def test_the_same_bytes_on_one_core_or_two_and_after_kills(recipe: Path, tmp_path: Path, kills: int) -> None:
     undisturbed = tmp_path / "undisturbed"
     begun = time.monotonic()
     assert start(recipe, undisturbed).wait() == 0
@@ -74,7 +82,7 @@ def test_the_same_bytes_on_one_core_or_two_and_after_ten_kills(recipe: Path, tmp
     killed = tmp_path / "killed"
     chance = random.Random(0)
     kept: dict[Path, int] = {}
-    for _ in range(KILLS):
+    for _ in range(kills):
         process = start(recipe, killed)
         time.sleep(chance.uniform(0.1, 0.9) * whole)
         process.send_signal(signal.SIGKILL)
@@ -87,5 +95,59 @@ def test_the_same_bytes_on_one_core_or_two_and_after_ten_kills(recipe: Path, tmp
     assert kept.items() <= entries(killed).items()
     assert files(killed) == files(undisturbed)
     assert check_folder(killed / "mine") == check_folder(undisturbed / "mine")
-    assert not list((killed / ".store").glob("*/.tmp-*"))
+    assert not list((killed / ".store").glob(".tmp-*"))
     assert not list((killed / "mine").glob(".work-*"))
+
+
+FEW = """\
+model: {model}
+calibrate: {{windows: 4, window: 32}}
+passes:
+  - narrow_embedding
+  - quantize_matmul: {{bits: 4, block_size: 64, include: [lm_head, '*.[qkv]_proj']}}
+  - quantize_matmul: {{bits: 3, block_size: 64, method: mse, include: ['*.down_proj']}}
+  - quantize_matmul: {{bits: 2, block_size: 64, method: refine, include: ['*.o_proj', '*.up_proj']}}
+  - finetune_blocks: {{epochs: 1, batch: 4, include: ['*.mlp.*']}}
+validate: {{windows: 1, window: 32}}
+convert: {{target: onnxruntime-genai}}
+"""
+"""Every kind of entry, few of each."""
+
+
+class Stop(BaseException):
+    """What nobody catches."""
+
+
+@dataclass(frozen=True)
+class Stopping(Store):
+    """A store that keeps one more entry, and stops the run where it would finish the next."""
+
+    kept: list[str] = field(default_factory=list)
+
+    def finish(self, key: str, draft: Draft) -> Entry:
+        if not self.has(key):
+            if self.kept:
+                raise Stop
+            self.kept.append(key)
+        return super().finish(key, draft)
+
+
+def test_a_run_may_stop_at_every_entry(tiny: Callable[..., Path], tmp_path: Path, in_process: None) -> None:
+    """Stopped where each entry is written, one after the other: each run keeps one more, and the bytes are the same."""
+    path = tmp_path / "mine.yaml"
+    path.write_text(FEW.format(model=tiny("llama", num_hidden_layers=1)), "utf-8")
+    undisturbed, stopped = tmp_path / "undisturbed", tmp_path / "stopped"
+    run_recipe(load_recipe(path), undisturbed, None, QUIET)
+    whole = entries(undisturbed)
+    kept: dict[Path, int] = {}
+    for number in range(1, len(whole)):
+        with pytest.raises(Stop):
+            run_recipe(load_recipe(path), stopped, None, QUIET, Stopping(stopped / ".store"))
+        assert not (stopped / "mine" / "manifest.json").exists()
+        now = entries(stopped)
+        assert kept.items() <= now.items()
+        assert len(now) == number
+        kept = now
+    run_recipe(load_recipe(path), stopped, None, QUIET, Stopping(stopped / ".store"))
+    assert {entry.name for entry in entries(stopped)} == {entry.name for entry in whole}
+    assert files(stopped) == files(undisturbed)

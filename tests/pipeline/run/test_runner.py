@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,11 @@ from lowbit.pipeline.commands.plan import make_plan, plan_tables
 from lowbit.pipeline.errors import CheckpointError, PipelineError, ValidationFailed
 from lowbit.pipeline.recipe.load import load_recipe
 from lowbit.pipeline.recipe.recipe import Recipe
-from lowbit.pipeline.run import prepare
 from lowbit.pipeline.run.runner import run_recipe
 from lowbit.pipeline.runtime import memory
+from lowbit.pipeline.store.store import Entry, Store
 from tests.conftest import PYDOCS
+from tests.sharing import once
 from tests.tiny import recipe_text
 
 ROOT = Path(__file__).parents[3]
@@ -41,13 +43,29 @@ print("RESULT" + repr(model.response(sys.argv[2], False)))
 """
 
 
-@pytest.fixture(scope="module")
-def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("build")
+@pytest.fixture(scope="session")
+def build(shared: Path) -> Path:
+    """Where the demos lie that `demo` has made."""
+    return shared / "demos"
+
+
+@pytest.fixture(scope="session")
+def demo(build: Path) -> Callable[[int], str]:
+    """Runs a demo as a user does, once; returns what it printed."""
+
+    def make(bits: int) -> str:
+        def command(log: Path) -> None:
+            done = lowbit("run", f"demo-q{bits}", "--build", build)
+            assert done.returncode == 0, done.stderr
+            log.write_text(done.stdout, "utf-8")
+
+        return once(build / f"demo-q{bits}.log", command).read_text("utf-8")
+
+    return make
 
 
 def lowbit(*arguments: object, cwd: Path = ROOT, **options: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pipeline", *map(str, arguments)]
+    command = [sys.executable, "-m", "lowbit", *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, env=environment, **options)
 
@@ -64,11 +82,10 @@ def recipe(folder: Path, *passes: str, name: str = "mine", **options: str) -> Re
 
 
 @pytest.mark.parametrize(("bits", "kl"), [(4, 0.02), (3, 0.04), (2, 0.16)])
-def test_the_demos(build: Path, bits: int, kl: float) -> None:
-    done = lowbit("run", f"demo-q{bits}", "--build", build)
-    assert done.returncode == 0, done.stderr
+def test_the_demos(build: Path, demo: Callable[[int], str], bits: int, kl: float) -> None:
+    printed = demo(bits)
     for word in ("bits per weight", "perplexity", "KL divergence", "equal bit for bit", str(build / f"demo-q{bits}" / "mnn")):
-        assert word in done.stdout
+        assert word in printed
     folder = build / f"demo-q{bits}"
     found = manifest(folder)
     assert found["hand_offs"]["mnn"]["bit_exact"] is True
@@ -84,8 +101,9 @@ def test_the_demos(build: Path, bits: int, kl: float) -> None:
     assert check_folder(folder)["weights"] == 5_767_168
 
 
-def test_three_bits_are_three_bits(build: Path) -> None:
+def test_three_bits_are_three_bits(build: Path, demo: Callable[[int], str]) -> None:
     """The data file of demo-q3 is within 1% of 3-bit codes, 4-bit lm_head, scales and zero points, and float tables."""
+    demo(3)
     folder = build / "demo-q3"
     weights = manifest(folder)["weights"]
     expected = sum(w["shape"][0] * w["shape"][1] * w["bits_per_weight"] / 8 for w in weights.values())
@@ -95,8 +113,9 @@ def test_three_bits_are_three_bits(build: Path) -> None:
     assert (folder / "onnx" / "model.onnx.data").stat().st_size == pytest.approx(expected + kept, rel=0.01)
 
 
-def test_the_plan_is_what_a_run_gives(build: Path, tmp_path: Path) -> None:
+def test_the_plan_is_what_a_run_gives(build: Path, demo: Callable[[int], str], tmp_path: Path) -> None:
     for bits in (4, 3, 2):
+        demo(bits)
         plan = make_plan(load_recipe(ROOT / "recipes" / f"demo-q{bits}.yaml"), build, None)
         found = manifest(build / f"demo-q{bits}")
         assert plan.bits_per_weight == pytest.approx(found["size"]["bits_per_weight"])
@@ -144,7 +163,8 @@ def test_a_second_run_recalls_and_one_change_runs_what_depends_on_it(tmp_path: P
     } == made
 
 
-def test_the_manifest_has_everything(build: Path) -> None:
+def test_the_manifest_has_everything(build: Path, demo: Callable[[int], str]) -> None:
+    demo(3)
     found = manifest(build / "demo-q3")
     tensors = {name: sha for shard in found["model"]["shards"].values() for name, sha in shard.items()}
     assert all(w["source_sha256"] in tensors.values() for w in found["weights"].values())
@@ -164,24 +184,26 @@ def test_the_manifest_has_everything(build: Path) -> None:
     assert not list((build / "demo-q3").glob(".work-*"))
 
 
-def test_a_missed_gate_fails_and_keeps_the_results(tmp_path: Path, in_process: None) -> None:
+def test_a_missed_gate_fails_and_keeps_the_results(tmp_path: Path, store: Store, in_process: None) -> None:
     gates = "validate: {windows: 1, window: 64, max_kl_divergence: 1.0e-6, max_perplexity_ratio: 2.0}"
     with pytest.raises(ValidationFailed, match=r"gate missed: max_kl_divergence: 0\.\d+, allowed 1e-06\. All results are kept"):
-        run_recipe(recipe(tmp_path, FOUR, validate=gates, convert=""), tmp_path / "build", None, QUIET)
+        run_recipe(recipe(tmp_path, FOUR, validate=gates, convert=""), tmp_path / "build", None, QUIET, store)
     assert check_folder(tmp_path / "build" / "mine")["files"] > 5
 
 
-def test_own_text(tmp_path: Path, in_process: None) -> None:
+def test_own_text(tmp_path: Path, store: Store, in_process: None) -> None:
     (tmp_path / "mine.txt").write_text("The quick brown fox. " * 200)
     options = {"validate": "validate: {text: mine.txt, windows: 2, window: 64}", "convert": ""}
-    found = manifest(run_recipe(recipe(tmp_path, FOUR, **options), tmp_path / "build", None, QUIET))
+    found = manifest(run_recipe(recipe(tmp_path, FOUR, **options), tmp_path / "build", None, QUIET, store))
     assert found["quality"]["onnxruntime"]["tokens"] == 2 * 63
     for text, message in (
         ("text: none.txt", "cannot be read as UTF-8"),
         ("text: mine.txt, window: 30000", "less than one window"),
     ):
         with pytest.raises(PipelineError, match=message):
-            run_recipe(recipe(tmp_path, FOUR, validate=f"validate: {{{text}}}", convert=""), tmp_path / "build", None, QUIET)
+            run_recipe(
+                recipe(tmp_path, FOUR, validate=f"validate: {{{text}}}", convert=""), tmp_path / "build", None, QUIET, store
+            )
 
 
 @pytest.mark.parametrize(
@@ -197,11 +219,11 @@ def test_recipes_that_do_nothing(tmp_path: Path, in_process: None, passes: tuple
         run_recipe(recipe(tmp_path, *passes), tmp_path / "build", None, QUIET)
 
 
-def test_a_failed_run_loses_nothing_that_was_there(tmp_path: Path, in_process: None) -> None:
-    folder = run_recipe(recipe(tmp_path, FOUR, convert=""), tmp_path / "build", None, QUIET)
+def test_a_failed_run_loses_nothing_that_was_there(tmp_path: Path, store: Store, in_process: None) -> None:
+    folder = run_recipe(recipe(tmp_path, FOUR, convert=""), tmp_path / "build", None, QUIET, store)
     before = manifest(folder)["files"]
     with pytest.raises(PassError) as error:
-        run_recipe(recipe(tmp_path, "quantize_matmul: {bits: 4, include: [nothing]}"), tmp_path / "build", None, QUIET)
+        run_recipe(recipe(tmp_path, "quantize_matmul: {bits: 4, include: [nothing]}"), tmp_path / "build", None, QUIET, store)
     assert error.value.__notes__ == [f"in quantize_matmul, {tmp_path / 'mine.yaml'}:3:5"]
     assert manifest(folder)["files"] == before
     assert check_folder(folder)["files"] == len(before)
@@ -213,32 +235,41 @@ def test_a_disk_too_small_is_said_before_the_start(tmp_path: Path, small_disk: P
     assert not list((small_disk / "build" / ".store").glob("*/*/codes"))
 
 
-def test_a_disk_that_fills_up_during_a_run(
-    tmp_path: Path, small_disk: Path, in_process: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@dataclass(frozen=True)
+class Filled(Store):
+    """A store beside which another program leaves 4 MB of the disk, as soon as the first entry is there."""
+
+    def put(self, key: str, write: Callable[[Path], dict[str, Any]]) -> Entry:
+        entry = super().put(key, write)
+        with (self.root.parent / "ballast").open("ab") as ballast:
+            ballast.write(bytes(max(0, shutil.disk_usage(self.root).free - (4 << 20))))
+        return entry
+
+
+def test_a_disk_that_fills_up_during_a_run(tmp_path: Path, small_disk: Path, in_process: None) -> None:
     """4 MB hold the codes but not the result; with a larger disk the run goes on from what was kept."""
-    mine = recipe(tmp_path, "narrow_embedding", FOUR)
-    monkeypatch.setattr(prepare, "_check_disk", lambda plan, build: None)  # as if another program filled it meanwhile
-    with pytest.raises(PipelineError, match="the disk is full. What was finished is kept"):
-        run_recipe(mine, small_disk / "build", None, QUIET)
-    assert not list((small_disk / "build" / "mine").glob(".work-*"))
-    assert not (small_disk / "build" / "mine" / "manifest.json").exists()
     subprocess.run(["mount", "-o", "remount,size=64m", small_disk], check=True)
-    again = manifest(run_recipe(mine, small_disk / "build", None, QUIET))
+    mine, build = recipe(tmp_path, "narrow_embedding", FOUR), small_disk / "build"
+    with pytest.raises(PipelineError, match="the disk is full. What was finished is kept"):
+        run_recipe(mine, build, None, QUIET, Filled(build / ".store"))
+    assert not list((build / "mine").glob(".work-*"))
+    assert not (build / "mine" / "manifest.json").exists()
+    (build / "ballast").unlink()
+    again = manifest(run_recipe(mine, build, None, QUIET))
     assert next(s["name"] for s in again["steps"] if s["cached"]) == "export"
-    assert check_folder(small_disk / "build" / "mine")["weights"] == 5_767_168
+    assert check_folder(build / "mine")["weights"] == 5_767_168
 
 
 def damaged(tmp_path: Path) -> Path:
     return shutil.copytree(PYDOCS, tmp_path / "model")
 
 
-def test_bad_checkpoints(tmp_path: Path, in_process: None) -> None:
+def test_bad_checkpoints(tmp_path: Path, store: Store, in_process: None) -> None:
     model = damaged(tmp_path)
     mine = recipe(tmp_path, "narrow_embedding", FOUR)
 
     def run_on(folder: Path) -> None:
-        run_recipe(mine, tmp_path / "build", folder, QUIET)
+        run_recipe(mine, tmp_path / "build", folder, QUIET, store)
 
     with pytest.raises(CheckpointError, match="no such checkpoint folder"):
         run_on(tmp_path / "none")
@@ -268,12 +299,11 @@ def test_bad_checkpoints(tmp_path: Path, in_process: None) -> None:
 
 
 def test_a_model_too_large_for_memory_is_validated_all_the_same(
-    tmp_path: Path, in_process: None, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, store: Store, in_process: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-
     monkeypatch.setattr(memory, "memory_needed", lambda checkpoint: 1 << 60)
     options = {"validate": "validate: {windows: 1, window: 64}"}
-    found = manifest(run_recipe(recipe(tmp_path, "narrow_embedding", FOUR, **options), tmp_path / "build", None, QUIET))
+    found = manifest(run_recipe(recipe(tmp_path, "narrow_embedding", FOUR, **options), tmp_path / "build", None, QUIET, store))
     assert found["hand_offs"]["mnn"]["bit_exact"] is True
     assert found["hand_offs"]["mnn"]["lowering_relative_error"] < 1e-5
     assert 0 < found["quality"]["onnxruntime"]["kl_divergence"] < 0.1, "validated block by block all the same"
@@ -283,7 +313,7 @@ def test_a_model_too_large_for_memory_is_validated_all_the_same(
 def test_two_runs_at_once_and_an_interrupt(tmp_path: Path) -> None:
     """The second run is told; Ctrl-C ends the first with a sentence, and a third goes on."""
     recipe(tmp_path, "narrow_embedding", FOUR, validate="validate: {windows: 60}")
-    command = [sys.executable, "-m", "pipeline", "run", str(tmp_path / "mine.yaml"), "--build", str(tmp_path / "build")]
+    command = [sys.executable, "-m", "lowbit", "run", str(tmp_path / "mine.yaml"), "--build", str(tmp_path / "build")]
     first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     lock = tmp_path / "build" / "mine" / ".lock"
     deadline = time.monotonic() + 60
@@ -303,8 +333,8 @@ def test_two_runs_at_once_and_an_interrupt(tmp_path: Path) -> None:
     assert third.returncode == 0, third.stderr
 
 
-def test_check_names_what_changed(tmp_path: Path, in_process: None) -> None:
-    folder = run_recipe(recipe(tmp_path, "narrow_embedding", FOUR), tmp_path / "build", None, QUIET)
+def test_check_names_what_changed(tmp_path: Path, store: Store, in_process: None) -> None:
+    folder = run_recipe(recipe(tmp_path, "narrow_embedding", FOUR), tmp_path / "build", None, QUIET, store)
     path = folder / "mnn" / "llm.mnn.weight"
     data = bytearray(path.read_bytes())
     data[100_000] ^= 4
@@ -360,7 +390,8 @@ def test_the_flagship_plans_on_its_true_shape(tmp_path: Path, bits: int, flagshi
 def test_a_plan_does_not_import_torch(tmp_path: Path, flagship: Callable[[], Path]) -> None:
     recipe = ROOT / "recipes" / "deepseek-r1-7b-q3.yaml"
     script = (
-        "import sys; from pathlib import Path; from pipeline.plan import make_plan; from pipeline.recipe import load_recipe\n"
+        "import sys; from pathlib import Path; from lowbit.pipeline.commands.plan import make_plan\n"
+        "from lowbit.pipeline.recipe.load import load_recipe\n"
         f"make_plan(load_recipe(Path({str(recipe)!r})), Path({str(tmp_path)!r}), Path({str(flagship())!r}))\n"
         "print(*{'torch', 'transformers', 'MNN'} & set(sys.modules))"
     )

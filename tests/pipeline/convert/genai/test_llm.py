@@ -21,6 +21,7 @@ from lowbit.pipeline.convert.genai.llm import OnnxruntimeGenai
 from lowbit.pipeline.errors import ConvertError, PipelineError
 from lowbit.pipeline.recipe.load import load_recipe
 from lowbit.pipeline.run.runner import run_recipe
+from lowbit.pipeline.store.store import Store
 from tests.pipeline.convert.mnn.test_llm import flip
 from tests.tiny import recipe_text
 
@@ -91,13 +92,15 @@ def test_folded_three_bits_take_four_on_the_disk(results: Callable[..., Path]) -
 
 
 @pytest.mark.parametrize("three_bit", ["packed", "folded"])
-def test_the_plan_states_its_size(tiny: Callable[..., Path], tmp_path: Path, three_bit: str) -> None:
+def test_the_plan_states_its_size(
+    tiny: Callable[..., Path], tmp_path: Path, store: Store, in_process: None, three_bit: str
+) -> None:
     model = tiny("qwen2", max_position_embeddings=4096, vocab_size=2000)
     path = tmp_path / "mine.yaml"
     convert = f"convert: {{target: onnxruntime-genai, three_bit: {three_bit}}}"
     path.write_text(recipe_text(model, NARROW, "quantize_matmul: {bits: 3, block_size: 32}", convert=convert))
     plan = make_plan(load_recipe(path), tmp_path / "build", None)
-    folder = run_recipe(load_recipe(path), tmp_path / "build", None, Console(quiet=True))
+    folder = run_recipe(load_recipe(path), tmp_path / "build", None, Console(quiet=True), store)
     made = (folder / "genai" / "model.onnx.data").stat().st_size
     assert plan.hand_off_bytes == {"onnxruntime-genai": pytest.approx(made, rel=0.005)}
 
