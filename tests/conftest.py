@@ -37,6 +37,17 @@ VALIDATE = "validate: {window: 64, windows: 2}"
 SLOWEST = ("test_resume.py", "test_corpus.py")
 
 
+CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+"""All that this machine lends; a worker keeps to one of them, so that no library waits for a core that another has."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One core for each worker."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")
+    if worker and CORES:
+        os.sched_setaffinity(0, {CORES[int(worker) % len(CORES)]})
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The slowest files first: whoever gets them last makes everybody wait."""
     items.sort(key=lambda item: item.path.name not in SLOWEST)

@@ -61,7 +61,7 @@ class Chat:
         written, stop = "", set(stop_ids(self.checkpoint))
         before = shown = 0  # tokens whose text is context, and tokens whose text was given out
         for _ in range(LONGEST):
-            token = self._choose(scores)
+            token = self.choose(scores)
             if token in stop:
                 break
             answer.append(token)
@@ -90,7 +90,8 @@ class Chat:
     def _sampling(self) -> dict[str, Any]:
         return self.checkpoint.read_json("generation_config.json")
 
-    def _choose(self, scores: np.ndarray) -> int:
+    def choose(self, scores: np.ndarray) -> int:
+        """The next token, as the model's generation_config.json says, from logits float32 [vocabulary]."""
         return sample(scores, self.rng, self._sampling) if self._sampling.get("do_sample") else int(scores.argmax())
 
 

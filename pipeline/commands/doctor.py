@@ -55,11 +55,11 @@ Finding = tuple[str, bool, str]
 def examine(build: Path) -> list[Finding]:
     """Look at everything."""
     return [
-        _python(), _memory(), _disk(build), _cores(),
-        _engine("onnxruntime", TRY_ONNXRUNTIME, "its MatMulNBits computes at 2, 4 and 8 bits", "onnxruntime"),
-        _engine("MNN", TRY_MNN, "it computes, and its converter is there", "MNN"),
-        _engine("torch", TRY_TORCH, "models can be exported", "torch"),
-        _engine("onnxruntime-genai", TRY_GENAI, "it opens", "onnxruntime-genai", optional="lowbit[genai]"),
+        python(), memory(), disk(build), cores(),
+        engine("onnxruntime", TRY_ONNXRUNTIME, "its MatMulNBits computes at 2, 4 and 8 bits", "onnxruntime"),
+        engine("MNN", TRY_MNN, "it computes, and its converter is there", "MNN"),
+        engine("torch", TRY_TORCH, "models can be exported", "torch"),
+        engine("onnxruntime-genai", TRY_GENAI, "it opens", "onnxruntime-genai", optional="lowbit[genai]"),
     ]  # fmt: skip
 
 
@@ -71,22 +71,24 @@ def findings_table(findings: list[Finding]) -> Table:
     return table
 
 
-def _python() -> Finding:
+def python() -> Finding:
+    """Whether this Python is new enough."""
     found = platform.python_version()
     if sys.version_info < PYTHON:
         return "Python", False, f"{found}; 3.11 or newer is needed: make PYTHON=python3.12, after rm -r .venv"
     return "Python", True, f"{found}, {platform.machine()}, {platform.system()}"
 
 
-def _memory() -> Finding:
-    memory = psutil.virtual_memory()
+def memory() -> Finding:
+    memory = psutil.virtualmemory()
     text = f"{megabytes(memory.available)} of {megabytes(memory.total)} are free"
     if memory.available < LITTLE_MEMORY:
         return "memory", False, f"{text}; a 7B model takes about 2 GB, validating it 4 GB. Close something."
     return "memory", True, text
 
 
-def _disk(build: Path) -> Finding:
+def disk(build: Path) -> Finding:
+    """Whether a large result can be written to the build folder."""
     folder = next(one for one in (build, *build.resolve().parents) if one.exists())
     free = shutil.disk_usage(folder).free
     text = f"{megabytes(free)} are free in {folder}"
@@ -97,11 +99,13 @@ def _disk(build: Path) -> Finding:
     return "disk", True, text
 
 
-def _cores() -> Finding:
+def cores() -> Finding:
+    """How many cores a run uses."""
     return "cores", True, f"{core_count()} to be used, {os.cpu_count()} in all"
 
 
-def _engine(name: str, code: str, works: str, package: str, optional: str | None = None) -> Finding:
+def engine(name: str, code: str, works: str, package: str, optional: str | None = None) -> Finding:
+    """Whether `code`, in a process of its own, finds that a package works; an optional one may be missing."""
     version = versions((package,)).get(package)
     install = f"pip install {optional}" if optional else REPAIR
     if version is None:

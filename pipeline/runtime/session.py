@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ import onnx_graphsurgeon as gs
 import onnxruntime
 
 from lowbit.passes.graph.quantized_ops import DOMAIN, MICROSOFT
+from lowbit.passes.quant.parallel import core_count
 from lowbit.passes.quant.weights import ArrayWeight, weight_of
 from lowbit.pipeline.checkpoint.safetensors_file import CheckpointWeight
 from lowbit.pipeline.errors import PipelineError
@@ -27,7 +27,7 @@ def open_session(
     initializers from memory; they must live as long as the session.
     """
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = os.cpu_count() or 1
+    options.intra_op_num_threads = core_count()
     options.log_severity_level = 3
     options.enable_cpu_mem_arena = arena
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.resolve()))

@@ -48,7 +48,11 @@ def files(build: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize(
     ("call", "message"),
-    [(CRASH, r"MNN's converter made no .* \(status -11\)"), (HANG, "in 1 s and was stopped"), ("", r"made no .* \(status 0\)")],
+    [
+        (CRASH, r"MNN's converter made no .* \(status -11\)"),
+        (HANG, "in 1 s and was stopped"),
+        ("pass", r"made no .* \(status 0\)"),
+    ],
 )
 def test_a_converter_that_fails(
     recipe: Path, tmp_path: Path, store: Store, in_process: None, monkeypatch: pytest.MonkeyPatch, call: str, message: str
@@ -57,8 +61,9 @@ def test_a_converter_that_fails(
     run_recipe(load_recipe(recipe), build, None, QUIET, store)
     before = files(build)
     recipe.write_text(recipe.read_text().replace("bits: 4", "bits: 3"))
+    (tmp_path / "_tools.py").write_text(f"def mnnconvert(arguments):\n    {call}\n")
     with monkeypatch.context() as patch:
-        patch.setattr(converter, "_CALL", call)
+        patch.setenv("PYTHONPATH", str(tmp_path))  # where MNN's converter is looked for first
         patch.setattr(converter, "SECONDS", 1)
         with pytest.raises(ConvertError, match=message):
             run_recipe(load_recipe(recipe), build, None, QUIET, store)
@@ -100,30 +105,30 @@ def test_a_worker_without_memory() -> None:
         isolated(be_killed)
 
 
-def command(recipe: Path, build: Path, code: str = "") -> subprocess.CompletedProcess[str]:
+def command(recipe: Path, build: Path, store: Store, code: str = "") -> subprocess.CompletedProcess[str]:
     start = f"{code}\nfrom lowbit.pipeline.__main__ import main\nmain()"
-    arguments = [sys.executable, "-c", start, "run", str(recipe), "--build", str(build)]
+    arguments = [sys.executable, "-c", start, "run", str(recipe), "--build", str(build), "--store", str(store.root)]
     return subprocess.run(arguments, capture_output=True, text=True, check=False, cwd=ROOT)
 
 
-def test_statuses_of_the_command_line(recipe: Path, tmp_path: Path) -> None:
+def test_statuses_of_the_command_line(recipe: Path, tmp_path: Path, store: Store) -> None:
     """0 done, 1 our own fault, 2 a mistake or a missed gate, 130 Ctrl-C (test_end_to_end.py)."""
     build = tmp_path / "build"
-    assert command(recipe, build).returncode == 0
+    assert command(recipe, build, store).returncode == 0
     wrong = tmp_path / "wrong.yaml"
     wrong.write_text(recipe.read_text().replace("bits: 4", "bits: 5"))
-    done = command(wrong, build)
+    done = command(wrong, build, store)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"error: {wrong}:")
     assert "Traceback" not in done.stderr
     missed = tmp_path / "mine.yaml"
     missed.write_text(recipe.read_text().replace("max_kl_divergence: 100", "max_kl_divergence: 0.000001"))
-    done = command(missed, build)
+    done = command(missed, build, store)
     assert done.returncode == 2
     assert "gate missed" in done.stderr
     check_folder(build / "mine")
     bug = "import lowbit.pipeline.run.runner as r\nr.publish = lambda *a: 1 / 0\n"
-    done = command(missed, build, bug)
+    done = command(missed, build, store, bug)
     assert done.returncode == 1
     assert "ZeroDivisionError" in done.stderr
     check_folder(build / "mine")

@@ -32,7 +32,7 @@ from lowbit.pipeline.run.runner import run_recipe
 from lowbit.pipeline.runtime.session import decoder_feeds, open_reference, weight_folder
 from lowbit.pipeline.store.store import Store
 from lowbit.pipeline.store.weight_keys import SourceDigests
-from tests.conftest import PYDOCS, Exported
+from tests.conftest import CORES, PYDOCS, Exported
 from tests.pipeline.chat_templates import TEMPLATES
 from tests.tiny import recipe_text
 
@@ -166,9 +166,9 @@ def test_errors_of_earlier_layers_are_made_up_for(tmp_path: Path, store: Store, 
     divergence = {}
     for name, method, section in (
         ("mse", "mse", ""),
-        ("gptq", "gptq", "calibrate: {windows: 32, asymmetric: false}"),
-        ("refine", "refine", "calibrate: {windows: 32, asymmetric: false}"),
-        ("asymmetric", "refine", "calibrate: {windows: 32}"),
+        ("gptq", "gptq", "calibrate: {windows: 32, window: 128, asymmetric: false}"),
+        ("refine", "refine", "calibrate: {windows: 32, window: 128, asymmetric: false}"),
+        ("asymmetric", "refine", "calibrate: {windows: 32, window: 128}"),
     ):
         path = tmp_path / f"{name}.yaml"
         passes = (
@@ -197,8 +197,7 @@ print(generate(open_checkpoint(model, "m"), ["def f(x):", "", "The module"], 9, 
 def test_what_the_model_writes_does_not_depend_on_the_cores(tiny: Callable[..., Path]) -> None:
     found = []
     for cores in (1, 2):
-        allowed = sorted(os.sched_getaffinity(0))[:cores]
-        command = [sys.executable, "-c", f"import os; os.sched_setaffinity(0, {allowed})\n{GENERATE}", str(tiny())]
+        command = [sys.executable, "-c", f"import os; os.sched_setaffinity(0, {CORES[:cores]})\n{GENERATE}", str(tiny())]
         found.append(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
     assert found[0] == found[1]
     assert np.array(eval(found[0])).shape == (9, 32)

@@ -17,7 +17,7 @@ from rich.console import Console
 from lowbit.pipeline.commands import chat as chat_module
 from lowbit.pipeline.commands import doctor
 from lowbit.pipeline.commands.chat import Chat, answer, open_chat, sample, talk
-from lowbit.pipeline.commands.doctor import _disk, _engine, _memory, _python, examine
+from lowbit.pipeline.commands.doctor import disk, engine, examine, memory, python
 from lowbit.pipeline.errors import PipelineError
 
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<think>\n{% endif %}"
@@ -78,7 +78,7 @@ def test_characters_come_whole(made: Path, monkeypatch: pytest.MonkeyPatch) -> N
     chat = open_chat(made, "onnx")
     text = "naïve 你好 👩‍👧 done"
     ids = iter(chat.engine.encode(text))
-    chat._choose = lambda scores: next(ids, 0)  # type: ignore[method-assign, assignment]  # 0 ends
+    chat.choose = lambda scores: next(ids, 0)  # type: ignore[method-assign, assignment]  # 0 ends
     pieces = list(chat.ask("x"))
     assert "".join(pieces) == text
     assert all("\N{REPLACEMENT CHARACTER}" not in piece for piece in pieces)
@@ -90,11 +90,11 @@ def test_ctrl_c_ends_the_answer_alone(made: Path) -> None:
     def stop(scores: np.ndarray) -> int:
         raise KeyboardInterrupt
 
-    chat._choose = stop  # type: ignore[method-assign]
+    chat.choose = stop  # type: ignore[method-assign]
     console = Console(file=io.StringIO())
     answer(chat, "One", console)
     assert "[0 tokens]" in console.file.getvalue()  # type: ignore[attr-defined]
-    del chat._choose  # type: ignore[method-assign]
+    del chat.choose  # type: ignore[method-assign]
     assert "".join(chat.ask("Two"))
 
 
@@ -137,7 +137,6 @@ def test_the_doctor_finds_all_well_here(tmp_path: Path) -> None:
 
 
 def test_the_doctor_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = _engine
     assert engine("x", "import os; os.kill(os.getpid(), 11)", "", "numpy")[1:] == (
         False, f"{np.__version__} does not run here (died of signal 11); rm -r .venv and type make again",
     )  # fmt: skip
@@ -148,7 +147,7 @@ def test_the_doctor_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(doctor, "LITTLE_MEMORY", 1 << 60)
     monkeypatch.setattr(doctor, "LITTLE_DISK", 1 << 60)
     monkeypatch.setattr(doctor, "PYTHON", (4, 0))
-    assert [well for _, well, _ in (_memory(), _disk(tmp_path), _python())] == [False] * 3
+    assert [well for _, well, _ in (memory(), disk(tmp_path), python())] == [False] * 3
     if os.geteuid():
         (tmp_path / "sealed").mkdir(mode=0o500)
-        assert "cannot be written to" in _disk(tmp_path / "sealed")[2]
+        assert "cannot be written to" in disk(tmp_path / "sealed")[2]

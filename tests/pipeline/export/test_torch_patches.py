@@ -6,7 +6,7 @@ import inspect
 
 import torch
 from optimum.exporters.onnx import convert
-from torch.onnx._internal.torchscript_exporter import utils
+from torch.onnx._internal.torchscript_exporter import utils  # noqa: PLC2701  (what is patched is private)
 
 from lowbit.pipeline.export.torch_patches import weightless_export
 

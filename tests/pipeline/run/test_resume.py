@@ -22,6 +22,7 @@ from lowbit.pipeline.commands.check import check_folder
 from lowbit.pipeline.recipe.load import load_recipe
 from lowbit.pipeline.run.runner import run_recipe
 from lowbit.pipeline.store.store import Draft, Entry, Store
+from tests.conftest import CORES
 from tests.scale.checkpoint import write_checkpoint
 
 ROOT = Path(__file__).parents[3]
@@ -51,11 +52,10 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def start(recipe: Path, build: Path, seed: str = "1", cores: int = 2) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "lowbit", "run", str(recipe), "--build", str(build)]
-    allowed = sorted(os.sched_getaffinity(0))[:cores]
     silence: Any = subprocess.DEVNULL
     environment = {**os.environ, "PYTHONHASHSEED": seed}
     process = subprocess.Popen(command, cwd=ROOT, stdout=silence, stderr=silence, env=environment)
-    os.sched_setaffinity(process.pid, allowed)
+    os.sched_setaffinity(process.pid, CORES[:cores])
     return process
 
 
