@@ -20,11 +20,12 @@ from lowbit.pipeline.checkpoint.huggingface import Checkpoint, open_checkpoint
 from lowbit.pipeline.export.bind import load_graph
 from lowbit.pipeline.export.exporter import export_graph
 from lowbit.pipeline.recipe.load import load_recipe
-from lowbit.pipeline.recipe.sections import Export
+from lowbit.pipeline.recipe.sections import Export, Validate
 from lowbit.pipeline.run import prepare
 from lowbit.pipeline.run.runner import run_recipe
 from lowbit.pipeline.store.digests import digest
 from lowbit.pipeline.store.store import Store
+from lowbit.pipeline.validate.dataset import validation_text
 from tests.sharing import once
 from tests.tiny import make_checkpoint, recipe_text, task_of, write_sparse_flagship
 
@@ -32,7 +33,6 @@ settings.register_profile("steady", deadline=None, derandomize=True)
 settings.load_profile("steady")
 
 PYDOCS = Path(__file__).parent / "models" / "qwen2-pydocs"
-VALIDATE = "validate: {window: 64, windows: 2}"
 
 SLOWEST = ("test_resume.py", "test_corpus.py")
 
@@ -123,10 +123,23 @@ def store(shared: Path) -> Store:
 
 
 @pytest.fixture(scope="session")
-def results(tiny: Callable[..., Path], shared: Path, store: Store) -> Callable[..., Path]:
+def text(shared: Path) -> Path:
+    """The beginning of the text that runs validate on: reading all of it takes a second each time."""
+    beginning = validation_text(Validate(), shared)[:8000]
+    return once(shared / "text.txt", lambda file: file.write_text(beginning, "utf-8"))
+
+
+@pytest.fixture(scope="session")
+def validate(text: Path) -> str:
+    """A recipe's section for models of `tiny`."""
+    return f"validate: {{window: 64, windows: 2, text: {text}}}"
+
+
+@pytest.fixture(scope="session")
+def results(tiny: Callable[..., Path], shared: Path, store: Store, validate: str) -> Callable[..., Path]:
     """Runs a recipe of the given passes on a tiny checkpoint, each distinct one once; returns its folder."""
 
-    def make(*passes: str, name: str = "result", convert: str = "convert: {}", validate: str = VALIDATE, **model: Any) -> Path:
+    def make(*passes: str, name: str = "result", convert: str = "convert: {}", validate: str = validate, **model: Any) -> Path:
         build = shared / "results" / digest(name, passes, convert, validate, model)
         build.mkdir(parents=True, exist_ok=True)
         recipe = build / f"{name}.yaml"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import random
 import sysconfig
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +54,7 @@ def calibration_windows(options: Calibrate, folder: Path, checkpoint: Checkpoint
 def _texts(options: Calibrate, folder: Path) -> list[str]:
     if options.text != "library":
         return [read_text(folder / options.text, "text")]
-    texts = docstrings()
+    texts = list(docstrings())
     random.Random(options.seed).shuffle(texts)
     return texts
 
@@ -66,7 +67,8 @@ def read_text(path: Path, option: str) -> str:
         raise PipelineError(f"calibrate: {option}: {path}: cannot be read as UTF-8 text: {error}") from error
 
 
-def docstrings() -> list[str]:
+@cache
+def docstrings() -> tuple[str, ...]:
     """Docstrings of the standard library's modules, classes and functions, in the order of files and lines.
 
     The topics that `validate` reads by default are data of `pydoc_data`, no docstrings: the two never overlap.
@@ -80,7 +82,7 @@ def docstrings() -> list[str]:
         kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
         texts = [ast.get_docstring(node) or "" for node in ast.walk(tree) if isinstance(node, kinds)]
         docs += [text for text in texts if len(text) >= SHORTEST]
-    return docs
+    return tuple(docs)
 
 
 def _generated(options: Calibrate, folder: Path, checkpoint: Checkpoint, model_digest: str, store: Store) -> Windows:

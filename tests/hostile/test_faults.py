@@ -32,9 +32,9 @@ HANG = "import time; time.sleep(600)"
 
 
 @pytest.fixture
-def recipe(tiny: Callable[..., Path], tmp_path: Path) -> Path:
+def recipe(tiny: Callable[..., Path], text: Path, tmp_path: Path) -> Path:
     path = tmp_path / "mine.yaml"
-    validate = "validate: {window: 64, windows: 2, max_kl_divergence: 100}"
+    validate = f"validate: {{window: 64, windows: 2, text: {text}, max_kl_divergence: 100}}"
     path.write_text(
         recipe_text(tiny("llama"), "narrow_embedding", "quantize_matmul: {bits: 4, block_size: 32}", validate=validate)
     )

@@ -25,14 +25,14 @@ SIX = ["passes.quantize_matmul.bits=4,3,2 passes.quantize_matmul.method=rtn,mse"
 
 
 @pytest.fixture
-def recipe(tiny: Callable[..., Path], tmp_path: Path) -> Recipe:
+def recipe(tiny: Callable[..., Path], text: Path, tmp_path: Path) -> Recipe:
     path = tmp_path / "mine.yaml"
     passes = (
         "narrow_embedding",
         "quantize_matmul: {bits: 8, block_size: 32, include: [lm_head]}",
         "quantize_matmul: {bits: 4}",
     )
-    validate = "validate: {window: 64, windows: 2, max_kl_divergence: 1.0}"
+    validate = f"validate: {{window: 64, windows: 2, text: {text}, max_kl_divergence: 1.0}}"
     path.write_text(recipe_text(tiny("llama"), *passes, convert="", validate=validate), "utf-8")
     return load_recipe(path)
 

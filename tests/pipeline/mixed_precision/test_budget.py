@@ -100,13 +100,14 @@ Spend = Callable[..., Path]
 
 
 @pytest.fixture
-def spend(tmp_path: Path, store: Store, in_process: None) -> Spend:
+def spend(tmp_path: Path, store: Store, validate: str, in_process: None) -> Spend:
     """Runs a recipe with a budget; what other tests have made or measured is recalled."""
 
     def run(model: Path, options: str, convert: str = "convert: {}", name: str = "mine", store: Store = store) -> Path:
         path = tmp_path / f"{name}.yaml"
-        entries, validate = ("narrow_embedding", f"allocate_bits: {options}"), "validate: {window: 64, windows: 2}"
-        path.write_text(recipe_text(model, *entries, convert=convert, validate=validate), "utf-8")
+        path.write_text(
+            recipe_text(model, "narrow_embedding", f"allocate_bits: {options}", convert=convert, validate=validate), "utf-8"
+        )
         return run_recipe(load_recipe(path), tmp_path / "build", None, QUIET, store)
 
     return run

@@ -32,10 +32,10 @@ QUIETLY = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-
 
 
 @pytest.fixture
-def made(results: Callable[..., Path]) -> Path:
+def made(results: Callable[..., Path], text: Path) -> Path:
     passes = ("narrow_embedding", "quantize_matmul: {bits: 4, block_size: 32, include: [lm_head]}")
     last = "quantize_matmul: {bits: 2, block_size: 32, method: mse}"
-    validate = "validate: {window: 64, windows: 4, max_kl_divergence: 5, max_perplexity_ratio: 2}"
+    validate = f"validate: {{window: 64, windows: 4, text: {text}, max_kl_divergence: 5, max_perplexity_ratio: 2}}"
     return results(*passes, last, name="<mine>", validate=validate, kind="llama")
 
 

@@ -103,10 +103,12 @@ def test_both_runtimes_compute_the_same(results: Callable[..., Path], case: str)
 @pytest.mark.parametrize("zero_point", ["integer", "float"])
 @pytest.mark.parametrize("method", [name for name in names_in(methods) if find_method(name).calibrated])
 def test_what_calibrated_methods_choose_is_the_same_in_both_runtimes(
-    results: Callable[..., Path], method: str, zero_point: str
+    results: Callable[..., Path], text: Path, method: str, zero_point: str
 ) -> None:
     quantize = f"quantize_matmul: {{bits: 3, block_size: 32, method: {method}, zero_point: {zero_point}}}"
-    folder = results(NARROW, quantize, "fold_channel_scales", convert="calibrate: {windows: 4, window: 32}\nconvert: {}")
+    folder = results(
+        NARROW, quantize, "fold_channel_scales", convert=f"calibrate: {{windows: 4, window: 32, text: {text}}}\nconvert: {{}}"
+    )
     manifest = json.loads((folder / "manifest.json").read_text())
     assert {(one["method"], one["zero_point"]) for one in manifest["weights"].values()} == {(method, zero_point)}
     assert manifest["hand_offs"]["mnn"]["bit_exact"] is True
