@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +13,15 @@ import onnx_graphsurgeon as gs
 import pytest
 from filelock import FileLock
 from hypothesis import settings
-from rich.console import Console
 
 from lowbit.pipeline.checkpoint.huggingface import Checkpoint, open_checkpoint
 from lowbit.pipeline.export.bind import load_graph
-from lowbit.pipeline.export.exporter import export_graph
 from lowbit.pipeline.recipe.load import load_recipe
-from lowbit.pipeline.recipe.sections import Export, Validate
-from lowbit.pipeline.run import prepare
-from lowbit.pipeline.run.runner import run_recipe
+from lowbit.pipeline.recipe.sections import Validate
 from lowbit.pipeline.store.digests import digest
 from lowbit.pipeline.store.store import Store
 from lowbit.pipeline.validate.dataset import validation_text
+from tests.running import know_export, run_in_process
 from tests.sharing import once
 from tests.tiny import make_checkpoint, recipe_text, task_of, write_sparse_flagship
 
@@ -77,15 +73,21 @@ def tiny(shared: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def exported(tiny: Callable[..., Path], shared: Path) -> Exported:
+def store(shared: Path) -> Store:
+    """What the runs of all tests recall, but for those that test just that."""
+    return Store(shared / "store")
+
+
+@pytest.fixture(scope="session")
+def exported(tiny: Callable[..., Path], shared: Path, store: Store) -> Exported:
     """A tiny checkpoint and its exported graph, freshly bound on every call."""
 
     def load(kind: str = "qwen2", **options: Any) -> tuple[Checkpoint, gs.Graph]:
         folder = tiny(kind, **options)
+        text = recipe_text(folder, "remove_identities", task=options.get("task") or task_of(kind))
+        recipe = once(shared / "exports" / f"{folder.name}.yaml", lambda file: file.write_text(text, "utf-8"))
         checkpoint = open_checkpoint(folder, str(folder))
-        settings = Export.model_validate({"task": options.get("task") or task_of(kind)})
-        file = shared / "exports" / f"{folder.name}.onnx"
-        return checkpoint, load_graph(once(file, lambda path: export_graph(checkpoint, settings, path)), checkpoint)
+        return checkpoint, load_graph(know_export(load_recipe(recipe), store), checkpoint)
 
     return load
 
@@ -99,27 +101,6 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("mounting needs root")
     yield folder
     subprocess.run(["umount", folder], check=True)
-
-
-@contextmanager
-def exports_here() -> Iterator[None]:
-    """Export in this process: importing torch once is enough for all tests of a worker."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prepare, "isolated", lambda function, *arguments: function(*arguments))
-        yield
-
-
-@pytest.fixture
-def in_process() -> Iterator[None]:
-    """Runs of this test export in this process."""
-    with exports_here():
-        yield
-
-
-@pytest.fixture(scope="session")
-def store(shared: Path) -> Store:
-    """What the runs of all tests recall, but for those that test just that."""
-    return Store(shared / "store")
 
 
 @pytest.fixture(scope="session")
@@ -148,8 +129,7 @@ def results(tiny: Callable[..., Path], shared: Path, store: Store, validate: str
                 task = model.get("task") or task_of(model.get("kind", "qwen2"))
                 text = recipe_text(tiny(**model), *passes, convert=convert, validate=validate, task=task)
                 recipe.write_text(text, "utf-8")
-                with exports_here():
-                    run_recipe(load_recipe(recipe), build, None, Console(quiet=True), store)
+                run_in_process(load_recipe(recipe), build, store=store)
         return build / name
 
     return make

@@ -17,15 +17,13 @@ from typing import Any
 # before the forks: what every run imports
 import optimum.exporters.onnx.convert  # noqa: F401
 import transformers.models.llama.modeling_llama  # noqa: F401
-from rich.console import Console
 
 from lowbit.passes.base import PassError
 from lowbit.pipeline.errors import PipelineError
 from lowbit.pipeline.recipe.load import load_recipe
-from lowbit.pipeline.run import prepare
-from lowbit.pipeline.run.runner import run_recipe
 from lowbit.pipeline.store.digests import source_digest
 from tests.hostile.corpus import CASES
+from tests.running import run_in_process
 
 BYTES, SECONDS = 1 << 30, 30
 """Ten seconds are allowed, on a machine that does nothing else; tests share theirs."""
@@ -41,10 +39,9 @@ def outcome(name: str, good: Path, folder: Path) -> dict[str, Any]:
             opened.append(arguments[0])
 
     sys.addaudithook(watch)
-    prepare.isolated = lambda function, *args: function(*args)  # type: ignore[assignment]
     began = time.monotonic()
     try:
-        run_recipe(load_recipe(recipe), folder / "build", None, Console(quiet=True))
+        run_in_process(load_recipe(recipe), folder / "build")
         kind, text = "ran", ""
     except (PipelineError, PassError) as error:
         kind, text = "refused", str(error)

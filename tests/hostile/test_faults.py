@@ -20,9 +20,9 @@ from lowbit.pipeline.convert.engine_process import run_module
 from lowbit.pipeline.convert.mnn import converter
 from lowbit.pipeline.errors import ConvertError, PipelineError
 from lowbit.pipeline.recipe.load import load_recipe
-from lowbit.pipeline.run.runner import run_recipe
 from lowbit.pipeline.runtime.isolate import isolated
 from lowbit.pipeline.store.store import Store
+from tests.running import run_in_process
 from tests.tiny import recipe_text
 
 ROOT = Path(__file__).parents[2]
@@ -55,10 +55,10 @@ def files(build: Path) -> dict[str, str]:
     ],
 )
 def test_a_converter_that_fails(
-    recipe: Path, tmp_path: Path, store: Store, in_process: None, monkeypatch: pytest.MonkeyPatch, call: str, message: str
+    recipe: Path, tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch, call: str, message: str
 ) -> None:
     build = tmp_path / "build"
-    run_recipe(load_recipe(recipe), build, None, QUIET, store)
+    run_in_process(load_recipe(recipe), build, store)
     before = files(build)
     recipe.write_text(recipe.read_text().replace("bits: 4", "bits: 3"))
     (tmp_path / "_tools.py").write_text(f"def mnnconvert(arguments):\n    {call}\n")
@@ -66,11 +66,11 @@ def test_a_converter_that_fails(
         patch.setenv("PYTHONPATH", str(tmp_path))  # where MNN's converter is looked for first
         patch.setattr(converter, "SECONDS", 1)
         with pytest.raises(ConvertError, match=message):
-            run_recipe(load_recipe(recipe), build, None, QUIET, store)
+            run_in_process(load_recipe(recipe), build, store)
     assert files(build) == before  # the old result is whole
     check_folder(build / "mine")
     assert not list((build / "mine").glob(".work-*"))
-    run_recipe(load_recipe(recipe), build, None, QUIET, store)  # and the next run is fine
+    run_in_process(load_recipe(recipe), build, store)  # and the next run is fine
     assert files(build) != before
     check_folder(build / "mine")
 
@@ -135,8 +135,8 @@ def test_statuses_of_the_command_line(recipe: Path, tmp_path: Path, store: Store
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes where it likes; tests/pipeline/test_store.py tests the sentence")
-def test_a_disk_that_cannot_be_written_to(recipe: Path, tmp_path: Path, in_process: None) -> None:
+def test_a_disk_that_cannot_be_written_to(recipe: Path, tmp_path: Path) -> None:
     sealed = tmp_path / "sealed"
     sealed.mkdir(mode=0o500)
     with pytest.raises(PipelineError, match="cannot write here"):
-        run_recipe(load_recipe(recipe), sealed / "build", None, QUIET)
+        run_in_process(load_recipe(recipe), sealed / "build")

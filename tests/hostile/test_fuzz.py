@@ -30,9 +30,8 @@ from lowbit.pipeline.convert.mnn.proof_codes import compare_codes
 from lowbit.pipeline.convert.mnn.weights import pack_msb
 from lowbit.pipeline.errors import PipelineError, RecipeError
 from lowbit.pipeline.recipe.load import load_recipe
-from lowbit.pipeline.run.runner import run_recipe
-from tests.conftest import exports_here
 from tests.graphs import run
+from tests.running import run_in_process
 from tests.tiny import recipe_text
 
 QUIET = Console(quiet=True)
@@ -156,8 +155,7 @@ def made(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) ->
         ),
         "utf-8",
     )  # fmt: skip
-    with exports_here():
-        return path, run_recipe(load_recipe(path), folder / "build", None, QUIET)
+    return path, run_in_process(load_recipe(path), folder / "build")
 
 
 def flip(path: Path, seed: int) -> bytes:
@@ -185,9 +183,7 @@ def test_check_notices_one_byte_of_every_file(made: tuple[Path, Path]) -> None:
     (folder / "manifest.json").write_bytes(kept)
 
 
-def test_the_next_run_notices_one_byte_of_every_kind_of_entry(
-    made: tuple[Path, Path], in_process: None, tmp_path: Path
-) -> None:
+def test_the_next_run_notices_one_byte_of_every_kind_of_entry(made: tuple[Path, Path], tmp_path: Path) -> None:
     path, folder = made
     build = tmp_path / "build"
     shutil.copytree(folder.parent, build)
@@ -199,7 +195,7 @@ def test_the_next_run_notices_one_byte_of_every_kind_of_entry(
     assert {"codes", "scales", "hidden.npy", "model.onnx"} <= set(kinds)
     for seed, file in enumerate(kinds.values()):
         flip(file, seed)
-    run_recipe(load_recipe(path), build, None, QUIET)
+    run_in_process(load_recipe(path), build)
     after = json.loads((build / "mine" / "manifest.json").read_text("utf-8"))["files"]
     results = [name for name in before if name.startswith(("onnx", "mnn"))]
     assert [after[name] for name in results] == [before[name] for name in results]

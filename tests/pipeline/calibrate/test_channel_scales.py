@@ -14,10 +14,10 @@ from lowbit.passes.registry import find_pass
 from lowbit.pipeline.calibrate import channel_scales
 from lowbit.pipeline.calibrate.channel_scales import find_channel_scales
 from lowbit.pipeline.recipe.load import load_recipe
-from lowbit.pipeline.run.runner import run_recipe
 from lowbit.pipeline.store.store import Store
 from lowbit.pipeline.store.weight_keys import SourceDigests
 from tests.conftest import Exported
+from tests.running import run_in_process
 from tests.tiny import make_checkpoint, recipe_text
 
 IDS = np.random.default_rng(0).integers(1, 300, (6, 16))
@@ -56,7 +56,7 @@ def test_a_stopped_search_goes_on(exported: Exported, tmp_path: Path, monkeypatc
     assert len(searched) == 19, "other bits want other scales"
 
 
-def test_awq_runs_in_both_runtimes(tmp_path: Path, in_process: None) -> None:
+def test_awq_runs_in_both_runtimes(tmp_path: Path) -> None:
     model = make_checkpoint(tmp_path / "model", "llama", attention_bias=True)
     passes = ["narrow_embedding", "quantize_matmul: {bits: 3, block_size: 32, method: awq}", "fold_channel_scales"]
     path = tmp_path / "mine.yaml"
@@ -66,7 +66,7 @@ def test_awq_runs_in_both_runtimes(tmp_path: Path, in_process: None) -> None:
     validation = "validate: {window: 64, windows: 2}"
     path.write_text(recipe_text(model, *passes, convert=sections, validate=validation), "utf-8")
     manifests = [
-        json.loads((run_recipe(load_recipe(path), tmp_path / "build", None, QUIET) / "manifest.json").read_text()) for _ in "12"
+        json.loads((run_in_process(load_recipe(path), tmp_path / "build") / "manifest.json").read_text()) for _ in "12"
     ]
     for manifest in manifests:
         assert manifest["hand_offs"]["mnn"]["bit_exact"] is True

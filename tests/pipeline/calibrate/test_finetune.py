@@ -11,7 +11,6 @@ import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
 import torch
-from rich.console import Console
 
 from lowbit.passes.base import PassError
 from lowbit.passes.methods.mse import Mse
@@ -25,7 +24,6 @@ from lowbit.pipeline.calibrate.training import warm_rate
 from lowbit.pipeline.errors import PipelineError, RecipeError
 from lowbit.pipeline.onnx_io.entry import entry_of
 from lowbit.pipeline.recipe.load import load_recipe
-from lowbit.pipeline.run.runner import run_recipe
 from lowbit.pipeline.runtime import memory
 from lowbit.pipeline.runtime.session import decoder_feeds, open_reference
 from lowbit.pipeline.runtime.torch_decoder import TorchDecoder
@@ -33,6 +31,7 @@ from lowbit.pipeline.store.store import Store
 from lowbit.pipeline.store.weight_keys import SourceDigests
 from tests.conftest import PYDOCS, Exported
 from tests.graphs import weights_of
+from tests.running import run_in_process
 from tests.tiny import recipe_text
 
 IDS = np.random.default_rng(0).integers(1, 300, (6, 16))
@@ -130,7 +129,7 @@ def test_the_same_seed_gives_the_same_bytes_and_a_stopped_run_goes_on(
     assert count[0] == 0, "all of it was recalled"
 
 
-def test_training_makes_two_bits_better(tmp_path: Path, store: Store, in_process: None) -> None:
+def test_training_makes_two_bits_better(tmp_path: Path, store: Store) -> None:
     """On the trained model, after mse: blocks alone help, by either optimizer; the whole model together helps more."""
     divergence = []
     one = "epochs: 1, batch: 4"
@@ -145,7 +144,7 @@ def test_training_makes_two_bits_better(tmp_path: Path, store: Store, in_process
         passes += ["quantize_matmul: {bits: 4, block_size: 64}", *([training] if training else [])]
         section = "calibrate: {windows: 32, window: 128}" if training else ""
         path.write_text(recipe_text(PYDOCS, *passes, convert=section, validate="validate: {windows: 4}"), "utf-8")
-        folder = run_recipe(load_recipe(path), tmp_path / "build", None, Console(quiet=True), store)
+        folder = run_in_process(load_recipe(path), tmp_path / "build", store)
         manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
         divergence.append(manifest["quality"]["onnxruntime"]["kl_divergence"])
         methods = {w["method"] for w in manifest["weights"].values()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -28,12 +27,12 @@ from lowbit.pipeline.checkpoint.tokenizer import load_tokenizer
 from lowbit.pipeline.errors import PipelineError, RecipeError
 from lowbit.pipeline.recipe.load import load_recipe
 from lowbit.pipeline.recipe.sections import Calibrate
-from lowbit.pipeline.run.runner import run_recipe
 from lowbit.pipeline.runtime.session import decoder_feeds, open_reference, weight_folder
 from lowbit.pipeline.store.store import Store
 from lowbit.pipeline.store.weight_keys import SourceDigests
 from tests.conftest import CORES, PYDOCS, Exported
 from tests.pipeline.chat_templates import TEMPLATES
+from tests.running import run_in_process
 from tests.tiny import recipe_text
 
 ROOT = Path(__file__).parents[3]
@@ -161,7 +160,7 @@ def test_only_what_a_change_can_reach_is_made_again(exported: Exported, tmp_path
     assert found.made == 2, "that layer, and the one after it, whose inputs have changed"
 
 
-def test_errors_of_earlier_layers_are_made_up_for(tmp_path: Path, store: Store, in_process: None) -> None:
+def test_errors_of_earlier_layers_are_made_up_for(tmp_path: Path, store: Store) -> None:
     """On the trained model: mse, gptq and refine in this order, and looking at what came before helps."""
     divergence = {}
     for name, method, section in (
@@ -177,7 +176,7 @@ def test_errors_of_earlier_layers_are_made_up_for(tmp_path: Path, store: Store, 
             f"quantize_matmul: {{bits: 2, block_size: 64, method: {method}}}",
         )
         path.write_text(recipe_text(PYDOCS, *passes, convert=section, validate="validate: {windows: 4}"), "utf-8")
-        folder = run_recipe(load_recipe(path), tmp_path / "build", None, QUIET, store)
+        folder = run_in_process(load_recipe(path), tmp_path / "build", store)
         manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
         divergence[name] = manifest["quality"]["onnxruntime"]["kl_divergence"]
     assert divergence["asymmetric"] < divergence["refine"] < divergence["gptq"] < divergence["mse"]

@@ -11,14 +11,13 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import pytest
-from rich.console import Console
 
 from lowbit.pipeline.checkpoint.onnx_model import open_onnx
 from lowbit.pipeline.commands.plan import make_plan
 from lowbit.pipeline.errors import CheckpointError, PipelineError, RecipeError
 from lowbit.pipeline.recipe.load import load_recipe
-from lowbit.pipeline.run.runner import run_recipe
 from tests.graphs import random
+from tests.running import run_in_process
 
 GRAPH = """
 <ir_version: 8, opset_import: ["": {opset}]>
@@ -67,7 +66,7 @@ def recipe(folder: Path, model: str, validate: str = "validate: {}", more: str =
 @pytest.mark.parametrize("opset", [13, 18, 21])
 def test_from_a_file_to_both_runtimes(tmp_path: Path, external: bool, opset: int) -> None:
     write(tmp_path / "own.onnx", external, opset)
-    folder = run_recipe(load_recipe(recipe(tmp_path, "./own.onnx")), tmp_path / "build", None, Console(quiet=True))
+    folder = run_in_process(load_recipe(recipe(tmp_path, "./own.onnx")), tmp_path / "build")
     manifest = json.loads((folder / "manifest.json").read_text())
     assert set(manifest["weights"]) == {"a_weight", "b_weight", "c_weight"}
     assert manifest["quality"]["onnxruntime"]["outputs"]["classes"]["relative_error"] < 0.6
@@ -87,7 +86,7 @@ def test_without_torch(tmp_path: Path) -> None:
 
 def test_a_changed_weight_is_not_taken_for_the_old_one(tmp_path: Path) -> None:
     def figures() -> dict[str, float]:
-        folder = run_recipe(load_recipe(path), tmp_path / "build", None, Console(quiet=True))
+        folder = run_in_process(load_recipe(path), tmp_path / "build")
         return dict(json.loads((folder / "manifest.json").read_text())["quality"]["mnn"]["memory_low"]["outputs"]["classes"])
 
     path = recipe(tmp_path, "./own.onnx")
@@ -106,7 +105,7 @@ def test_the_plan_states_its_size(tmp_path: Path) -> None:
     loaded = load_recipe(recipe(tmp_path, "./own.onnx"))
     plan = make_plan(loaded, tmp_path / "build", None)
     assert not (tmp_path / "build").exists()
-    folder = run_recipe(loaded, tmp_path / "build", None, Console(quiet=True))
+    folder = run_in_process(loaded, tmp_path / "build")
     assert plan.onnx_bytes == pytest.approx((folder / "onnx" / "model.onnx.data").stat().st_size, rel=0.05)
 
 
@@ -114,11 +113,11 @@ def test_inputs_of_ones_own(tmp_path: Path) -> None:
     write(tmp_path / "own.onnx")
     np.savez(tmp_path / "images.npz", image=random(5, 3, 8, 8))
     path = recipe(tmp_path, "./own.onnx", "validate: {inputs: images.npz, max_relative_error: 0.9}")
-    folder = run_recipe(load_recipe(path), tmp_path / "build", None, Console(quiet=True))
+    folder = run_in_process(load_recipe(path), tmp_path / "build")
     assert json.loads((folder / "manifest.json").read_text())["quality"]["onnxruntime"]["samples"] == 1
     path = recipe(tmp_path, "./own.onnx", "validate: {inputs: images.npz, max_relative_error: 0.0001}")
     with pytest.raises(PipelineError, match=r"gate missed: max_relative_error: 0\.\d+, allowed 0\.0001"):
-        run_recipe(load_recipe(path), tmp_path / "build", None, Console(quiet=True))
+        run_in_process(load_recipe(path), tmp_path / "build")
 
 
 @pytest.mark.parametrize(
@@ -137,7 +136,7 @@ def test_inputs_that_do_not_fit(tmp_path: Path, arrays: dict[str, np.ndarray] | 
         np.savez(tmp_path / "images.npz", allow_pickle=False, **arrays)
     path = recipe(tmp_path, "./own.onnx", "validate: {inputs: images.npz}")
     with pytest.raises(PipelineError, match=message):
-        run_recipe(load_recipe(path), tmp_path / "build", None, Console(quiet=True))
+        run_in_process(load_recipe(path), tmp_path / "build")
 
 
 def test_inputs_that_nobody_can_guess(tmp_path: Path) -> None:
@@ -150,7 +149,7 @@ def test_inputs_that_nobody_can_guess(tmp_path: Path) -> None:
     path = tmp_path / "ids.yaml"
     path.write_text("model: ./own.onnx\npasses: [{quantize_matmul: {bits: 4, block_size: 32}}]\nvalidate: {}")
     with pytest.raises(PipelineError, match=r"nobody can tell what the input 'ids' \(int64 \['n'\]\) may be"):
-        run_recipe(load_recipe(path), tmp_path / "build", None, Console(quiet=True))
+        run_in_process(load_recipe(path), tmp_path / "build")
 
 
 def test_files_that_are_no_models(tmp_path: Path) -> None:

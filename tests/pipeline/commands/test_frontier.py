@@ -16,6 +16,8 @@ from lowbit.pipeline.commands.plan import make_plan
 from lowbit.pipeline.errors import PipelineError
 from lowbit.pipeline.mixed_precision.device_times import device_times
 from lowbit.pipeline.recipe.load import load_recipe
+from lowbit.pipeline.store.store import Store
+from tests.running import know_export
 from tests.tiny import recipe_text
 
 QUIET = Console(quiet=True)
@@ -28,9 +30,10 @@ def recipe(folder: Path, model: Path, options: str) -> Path:
     return path
 
 
-def test_the_frontier_is_predicted_and_measured(tiny: Callable[..., Path], tmp_path: Path, in_process: None) -> None:
+def test_the_frontier_is_predicted_and_measured(tiny: Callable[..., Path], tmp_path: Path) -> None:
     options = "allocate_bits: {bits_per_weight: 4, bits: [2, 3, 4], block_sizes: [64], sensitivity: fisher}"
     mine = load_recipe(recipe(tmp_path, tiny("llama"), options))
+    know_export(mine, Store(tmp_path / "build" / ".store"))
     folder = frontier(mine, tmp_path / "build", None, 2, QUIET)
     found = json.loads((folder / "frontier.json").read_text("utf-8"))
     chosen = found["chosen"]
@@ -50,12 +53,14 @@ def test_the_frontier_is_predicted_and_measured(tiny: Callable[..., Path], tmp_p
     assert len(make_plan(mine, tmp_path / "build", None).weights) == 15  # and plan knows now what a run will choose
 
 
-def test_what_has_no_frontier_is_said(tiny: Callable[..., Path], tmp_path: Path, in_process: None) -> None:
+def test_what_has_no_frontier_is_said(tiny: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match="a frontier needs choices: put allocate_bits into passes"):
         frontier(load_recipe(recipe(tmp_path, tiny("llama"), "quantize_matmul: {bits: 4}")), tmp_path, None, 0, QUIET)
     options = "allocate_bits: {bits_per_weight: 9, bits: [8], block_sizes: [64], sensitivity: weight_mse}"
+    mine = load_recipe(recipe(tmp_path, tiny("llama"), options))
+    know_export(mine, Store(tmp_path / "build" / ".store"))
     with pytest.raises(PipelineError, match=r"make 8\.\d\d to 8\.\d\d bits per weight; a frontier goes from 2\.2 to 4\.5"):
-        frontier(load_recipe(recipe(tmp_path, tiny("llama"), options)), tmp_path / "build", None, 0, QUIET)
+        frontier(mine, tmp_path / "build", None, 0, QUIET)
 
 
 def test_this_machine_is_measured(tmp_path: Path) -> None:

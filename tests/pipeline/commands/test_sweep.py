@@ -18,6 +18,8 @@ from lowbit.pipeline.recipe.load import load_recipe
 from lowbit.pipeline.recipe.recipe import Recipe
 from lowbit.pipeline.report.comparison import COLUMNS, comparison_rows, read_results, write_comparison
 from lowbit.pipeline.store.shared import SharedStore
+from lowbit.pipeline.store.store import Store
+from tests.running import know_export
 from tests.tiny import recipe_text
 
 QUIET = Console(quiet=True)
@@ -41,7 +43,7 @@ def manifests(page: Path) -> dict[str, Any]:
     return {file.parent.name: json.loads(file.read_text("utf-8")) for file in page.parent.glob("*/manifest.json")}
 
 
-def test_six_variants_share_their_steps(recipe: Recipe, tmp_path: Path, in_process: None) -> None:
+def test_six_variants_share_their_steps(recipe: Recipe, tmp_path: Path) -> None:
     page = sweep(recipe, read_axes(SIX), tmp_path / "build", None, QUIET, run_here).page
     made = manifests(page)
     assert set(made) == {f"bits={bits},method={method}" for bits in (4, 3, 2) for method in ("rtn", "mse")}
@@ -59,9 +61,10 @@ def test_six_variants_share_their_steps(recipe: Recipe, tmp_path: Path, in_proce
     assert "<script" not in text
 
 
-def test_another_machine_makes_nothing_again(recipe: Recipe, tmp_path: Path, in_process: None) -> None:
+def test_another_machine_makes_nothing_again(recipe: Recipe, tmp_path: Path) -> None:
     store = partial(SharedStore, url=f"file://{tmp_path / 'shared'}")
     axes = read_axes(["passes.quantize_matmul.bits=4,3"])
+    know_export(recipe, store(tmp_path / "one" / ".store"))
     sweep(recipe, axes, tmp_path / "one", None, QUIET, run_here, store(tmp_path / "one" / ".store"))
     page = sweep(recipe, axes, tmp_path / "other", None, QUIET, run_here, store(tmp_path / "other" / ".store")).page
     for manifest in manifests(page).values():
@@ -70,9 +73,10 @@ def test_another_machine_makes_nothing_again(recipe: Recipe, tmp_path: Path, in_
         assert {name for name, step in steps.items() if step["cached"]} >= {"export", "reference", "validate"}
 
 
-def test_one_that_fails_does_not_stop_the_others(recipe: Recipe, tmp_path: Path, in_process: None) -> None:
+def test_one_that_fails_does_not_stop_the_others(recipe: Recipe, tmp_path: Path) -> None:
     axes = read_axes(["model=.,missing", "validate.windows=1"])[1:]  # windows alone: the same model twice
     axes.append(Axis("model.source", ("./gone", recipe.model.source)))
+    know_export(recipe, Store(tmp_path / "build" / ".store"))
     page = sweep(recipe, axes, tmp_path / "build", None, QUIET, run_here).page
     assert len(manifests(page)) == 1
     assert "failed: " in page.read_text("utf-8")

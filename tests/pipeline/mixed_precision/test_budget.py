@@ -25,10 +25,10 @@ from lowbit.pipeline.mixed_precision.device_times import device_times
 from lowbit.pipeline.mixed_precision.problem import Problem
 from lowbit.pipeline.mixed_precision.solver import Costs, solve
 from lowbit.pipeline.recipe.load import load_recipe
-from lowbit.pipeline.run.runner import run_recipe
 from lowbit.pipeline.store.store import Store
 from tests.conftest import PYDOCS
 from tests.graphs import graph, random
+from tests.running import run_in_process
 from tests.tiny import recipe_text, write_sparse_flagship
 
 FORMS = [BlockFormat(bits, 32, False, "fp16") for bits in (2, 3, 4)]
@@ -100,7 +100,7 @@ Spend = Callable[..., Path]
 
 
 @pytest.fixture
-def spend(tmp_path: Path, store: Store, validate: str, in_process: None) -> Spend:
+def spend(tmp_path: Path, store: Store, validate: str) -> Spend:
     """Runs a recipe with a budget; what other tests have made or measured is recalled."""
 
     def run(model: Path, options: str, convert: str = "convert: {}", name: str = "mine", store: Store = store) -> Path:
@@ -108,7 +108,7 @@ def spend(tmp_path: Path, store: Store, validate: str, in_process: None) -> Spen
         path.write_text(
             recipe_text(model, "narrow_embedding", f"allocate_bits: {options}", convert=convert, validate=validate), "utf-8"
         )
-        return run_recipe(load_recipe(path), tmp_path / "build", None, QUIET, store)
+        return run_in_process(load_recipe(path), tmp_path / "build", store)
 
     return run
 
@@ -134,7 +134,7 @@ def test_the_resolved_recipe_makes_the_same_bytes(
     tiny: Callable[..., Path], tmp_path: Path, store: Store, spend: Spend
 ) -> None:
     folder = spend(tiny("llama"), "{bits_per_weight: 4, block_sizes: [32, 64], sensitivity: weight_mse}")
-    again = run_recipe(load_recipe(folder / "resolved.yaml"), tmp_path / "other", None, QUIET, store)
+    again = run_in_process(load_recipe(folder / "resolved.yaml"), tmp_path / "other", store)
     first, second = (json.loads((one / "manifest.json").read_text())["files"] for one in (folder, again))
     assert [first[name] for name in first if name.startswith(("onnx", "mnn"))] == [
         second[name] for name in second if name.startswith(("onnx", "mnn"))
@@ -143,7 +143,7 @@ def test_the_resolved_recipe_makes_the_same_bytes(
 
 @pytest.mark.parametrize("sensitivity", ["kl", "weight_mse"])
 def test_what_other_passes_take_is_left_to_them(
-    tiny: Callable[..., Path], tmp_path: Path, store: Store, in_process: None, sensitivity: str
+    tiny: Callable[..., Path], tmp_path: Path, store: Store, sensitivity: str
 ) -> None:
     budget = f"allocate_bits: {{bits_per_weight: 4, block_sizes: [32], sensitivity: {sensitivity}, exclude: ['*.o_proj']}}"
     entries = (
@@ -153,7 +153,7 @@ def test_what_other_passes_take_is_left_to_them(
     )
     path = tmp_path / "mine.yaml"
     path.write_text(recipe_text(tiny("llama"), "narrow_embedding", *entries), "utf-8")
-    found = forms_of(run_recipe(load_recipe(path), tmp_path / "build", None, QUIET, store))
+    found = forms_of(run_in_process(load_recipe(path), tmp_path / "build", store))
     assert found["lm_head"] == (8, 64)
     assert {found[f"model.layers.{i}.self_attn.o_proj"] for i in range(2)} == {(4, 16)}
     assert {size for name, (_, size) in found.items() if name != "lm_head" and not name.endswith("o_proj")} == {32}
@@ -261,13 +261,13 @@ def test_every_table_of_times_is_whole() -> None:
         assert device_times(file.stem, Path("recipes")).relative((2, 3, 4, 8))[4] == 1
 
 
-def test_a_plan_shows_what_was_measured(tiny: Callable[..., Path], tmp_path: Path, in_process: None) -> None:
+def test_a_plan_shows_what_was_measured(tiny: Callable[..., Path], tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     entry = "allocate_bits: {bits_per_weight: 4, block_sizes: [32], sensitivity: kl}"
     path.write_text(recipe_text(tiny("llama"), "narrow_embedding", entry), "utf-8")
     with pytest.raises(PipelineError, match="what each weight costs was not measured yet"):
         make_plan(load_recipe(path), tmp_path / "build", None)
-    found = forms_of(run_recipe(load_recipe(path), tmp_path / "build", None, QUIET))
+    found = forms_of(run_in_process(load_recipe(path), tmp_path / "build"))
     plan = make_plan(load_recipe(path), tmp_path / "build", None)
     planned = {one.weight.name: (one.weight.form.bits, one.weight.form.block_size) for one in plan.weights}
     assert planned == found

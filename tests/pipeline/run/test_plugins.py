@@ -19,8 +19,8 @@ from lowbit.pipeline.commands.plan import make_plan, plan_tables
 from lowbit.pipeline.errors import ConvertError, PipelineError, RecipeError
 from lowbit.pipeline.recipe.load import load_recipe
 from lowbit.pipeline.recipe.recipe import Recipe
-from lowbit.pipeline.run.runner import run_recipe
 from tests.plugins.npz_engine import WEIGHTS, Npz
+from tests.running import run_in_process
 from tests.tiny import recipe_text
 
 PASSES = ("quantize_matmul: {bits: 3, block_size: 32}",)
@@ -86,15 +86,15 @@ def test_an_engine_from_outside_is_talked_to(made: Path, monkeypatch: pytest.Mon
     assert toy == plain != ""
 
 
-def test_what_an_engine_from_outside_made_is_replaced(tiny: Callable[..., Path], tmp_path: Path, in_process: None) -> None:
+def test_what_an_engine_from_outside_made_is_replaced(tiny: Callable[..., Path], tmp_path: Path) -> None:
     def run(**sections: str) -> Path:
-        return run_recipe(recipe_of(tmp_path, tiny(), *PASSES, **sections), tmp_path / "build", None, Console(quiet=True))
+        return run_in_process(recipe_of(tmp_path, tiny(), *PASSES, **sections), tmp_path / "build")
 
     assert (run(convert=f"convert: {{target: {ENGINE}, compressed: true}}") / "npz" / WEIGHTS).exists()
     assert not (run(convert="") / "npz").exists()
 
 
-def test_an_engine_from_outside_refuses(tiny: Callable[..., Path], tmp_path: Path, in_process: None) -> None:
+def test_an_engine_from_outside_refuses(tiny: Callable[..., Path], tmp_path: Path) -> None:
     convert = f"convert: {{target: {ENGINE}, scale_dtype: fp32}}"
     with pytest.raises(
         RecipeError, match=r"'scale_dtype'. It is an option of target: mnn-llm and mnn; this target has compressed"
@@ -105,7 +105,7 @@ def test_an_engine_from_outside_refuses(tiny: Callable[..., Path], tmp_path: Pat
     embedded = ("quantize_embedding: {bits: 4, block_size: 32}", *PASSES)
     recipe = recipe_of(tmp_path, tiny(), *embedded, convert=f"convert: {{target: {ENGINE}}}")
     with pytest.raises(PassError, match="the toy engine looks no quantized embedding up"):
-        run_recipe(recipe, tmp_path / "build", None, Console(quiet=True))
+        run_in_process(recipe, tmp_path / "build")
 
 
 def test_a_result_of_an_engine_that_is_gone_says_so(made: Path, tmp_path: Path) -> None:

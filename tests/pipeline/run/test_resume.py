@@ -16,17 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from lowbit.pipeline.commands.check import check_folder
 from lowbit.pipeline.recipe.load import load_recipe
-from lowbit.pipeline.run.runner import run_recipe
 from lowbit.pipeline.store.store import Draft, Entry, Store
 from tests.conftest import CORES
+from tests.running import run_in_process
 from tests.scale.checkpoint import write_checkpoint
 
 ROOT = Path(__file__).parents[3]
-QUIET = Console(quiet=True)
 RECIPE = """\
 model: {model}
 calibrate: {{windows: 8, window: 64}}
@@ -101,14 +99,14 @@ def test_the_same_bytes_on_one_core_or_two_and_after_kills(recipe: Path, tmp_pat
 
 FEW = """\
 model: {model}
-calibrate: {{windows: 4, window: 32}}
+calibrate: {{windows: 4, window: 32, text: {text}}}
 passes:
   - narrow_embedding
   - quantize_matmul: {{bits: 4, block_size: 64, include: [lm_head, '*.[qkv]_proj']}}
   - quantize_matmul: {{bits: 3, block_size: 64, method: mse, include: ['*.down_proj']}}
   - quantize_matmul: {{bits: 2, block_size: 64, method: refine, include: ['*.o_proj', '*.up_proj']}}
   - finetune_blocks: {{epochs: 1, batch: 4, include: ['*.mlp.*']}}
-validate: {{windows: 1, window: 32}}
+validate: {{windows: 1, window: 32, text: {text}}}
 convert: {{target: onnxruntime-genai}}
 """
 """Every kind of entry, few of each."""
@@ -132,22 +130,22 @@ class Stopping(Store):
         return super().finish(key, draft)
 
 
-def test_a_run_may_stop_at_every_entry(tiny: Callable[..., Path], tmp_path: Path, in_process: None) -> None:
+def test_a_run_may_stop_at_every_entry(tiny: Callable[..., Path], text: Path, tmp_path: Path) -> None:
     """Stopped where each entry is written, one after the other: each run keeps one more, and the bytes are the same."""
     path = tmp_path / "mine.yaml"
-    path.write_text(FEW.format(model=tiny("llama", num_hidden_layers=1)), "utf-8")
+    path.write_text(FEW.format(model=tiny("llama", num_hidden_layers=1), text=text), "utf-8")
     undisturbed, stopped = tmp_path / "undisturbed", tmp_path / "stopped"
-    run_recipe(load_recipe(path), undisturbed, None, QUIET)
+    run_in_process(load_recipe(path), undisturbed)
     whole = entries(undisturbed)
     kept: dict[Path, int] = {}
     for number in range(1, len(whole)):
         with pytest.raises(Stop):
-            run_recipe(load_recipe(path), stopped, None, QUIET, Stopping(stopped / ".store"))
+            run_in_process(load_recipe(path), stopped, store=Stopping(stopped / ".store"))
         assert not (stopped / "mine" / "manifest.json").exists()
         now = entries(stopped)
         assert kept.items() <= now.items()
         assert len(now) == number
         kept = now
-    run_recipe(load_recipe(path), stopped, None, QUIET, Stopping(stopped / ".store"))
+    run_in_process(load_recipe(path), stopped, store=Stopping(stopped / ".store"))
     assert {entry.name for entry in entries(stopped)} == {entry.name for entry in whole}
     assert files(stopped) == files(undisturbed)

@@ -24,10 +24,10 @@ from lowbit.pipeline.commands.plan import make_plan, plan_tables
 from lowbit.pipeline.errors import CheckpointError, PipelineError, ValidationFailed
 from lowbit.pipeline.recipe.load import load_recipe
 from lowbit.pipeline.recipe.recipe import Recipe
-from lowbit.pipeline.run.runner import run_recipe
 from lowbit.pipeline.runtime import memory
 from lowbit.pipeline.store.store import Entry, Store
 from tests.conftest import PYDOCS
+from tests.running import run_in_process
 from tests.sharing import once
 from tests.tiny import recipe_text
 
@@ -138,21 +138,21 @@ def test_a_plan_leaves_out_passes_that_change_values_alone(tmp_path: Path) -> No
     assert len(plan.weights) == 43
 
 
-def test_a_second_run_recalls_and_one_change_runs_what_depends_on_it(tmp_path: Path, in_process: None) -> None:
+def test_a_second_run_recalls_and_one_change_runs_what_depends_on_it(tmp_path: Path) -> None:
     steps = (
         "narrow_embedding",
         "quantize_matmul: {bits: 4, block_size: 64, include: ['*.down_proj']}",
         "quantize_matmul: {bits: 3, block_size: 64}",
     )
-    first = run_recipe(recipe(tmp_path, *steps, convert=""), tmp_path / "build", None, QUIET)
+    first = run_in_process(recipe(tmp_path, *steps, convert=""), tmp_path / "build")
     before = manifest(first)
     made = {p.parent.name: p.stat().st_mtime_ns for p in (tmp_path / "build" / ".store").rglob("codes")}
-    again = manifest(run_recipe(recipe(tmp_path, *steps, convert=""), tmp_path / "build", None, QUIET))
+    again = manifest(run_in_process(recipe(tmp_path, *steps, convert=""), tmp_path / "build"))
     assert [s["name"] for s in again["steps"] if s["cached"]] == ["export", "write onnx"]
     different = {name for name in before["files"] if again["files"][name] != before["files"][name]}
     assert different <= {"report.html"}, "it tells how long the steps took; all else is the same"
     changed = (steps[0], steps[1].replace("bits: 4", "bits: 2"), steps[2])
-    after = manifest(run_recipe(recipe(tmp_path, *changed, convert=""), tmp_path / "build", None, QUIET))
+    after = manifest(run_in_process(recipe(tmp_path, *changed, convert=""), tmp_path / "build"))
     new = {p.parent.name for p in (tmp_path / "build" / ".store").rglob("codes")} - set(made)
     assert len(new) == 6, "six down_proj, and nothing else"
     assert next(s["notes"] for s in after["steps"] if s["name"] == "write onnx") == ["6 weights quantized, 37 recalled"]
@@ -184,26 +184,24 @@ def test_the_manifest_has_everything(build: Path, demo: Callable[[int], str]) ->
     assert not list((build / "demo-q3").glob(".work-*"))
 
 
-def test_a_missed_gate_fails_and_keeps_the_results(tmp_path: Path, store: Store, in_process: None) -> None:
+def test_a_missed_gate_fails_and_keeps_the_results(tmp_path: Path, store: Store) -> None:
     gates = "validate: {windows: 1, window: 64, max_kl_divergence: 1.0e-6, max_perplexity_ratio: 2.0}"
     with pytest.raises(ValidationFailed, match=r"gate missed: max_kl_divergence: 0\.\d+, allowed 1e-06\. All results are kept"):
-        run_recipe(recipe(tmp_path, FOUR, validate=gates, convert=""), tmp_path / "build", None, QUIET, store)
+        run_in_process(recipe(tmp_path, FOUR, validate=gates, convert=""), tmp_path / "build", store)
     assert check_folder(tmp_path / "build" / "mine")["files"] > 5
 
 
-def test_own_text(tmp_path: Path, store: Store, in_process: None) -> None:
+def test_own_text(tmp_path: Path, store: Store) -> None:
     (tmp_path / "mine.txt").write_text("The quick brown fox. " * 200)
     options = {"validate": "validate: {text: mine.txt, windows: 2, window: 64}", "convert": ""}
-    found = manifest(run_recipe(recipe(tmp_path, FOUR, **options), tmp_path / "build", None, QUIET, store))
+    found = manifest(run_in_process(recipe(tmp_path, FOUR, **options), tmp_path / "build", store))
     assert found["quality"]["onnxruntime"]["tokens"] == 2 * 63
     for text, message in (
         ("text: none.txt", "cannot be read as UTF-8"),
         ("text: mine.txt, window: 30000", "less than one window"),
     ):
         with pytest.raises(PipelineError, match=message):
-            run_recipe(
-                recipe(tmp_path, FOUR, validate=f"validate: {{{text}}}", convert=""), tmp_path / "build", None, QUIET, store
-            )
+            run_in_process(recipe(tmp_path, FOUR, validate=f"validate: {{{text}}}", convert=""), tmp_path / "build", store)
 
 
 @pytest.mark.parametrize(
@@ -214,24 +212,24 @@ def test_own_text(tmp_path: Path, store: Store, in_process: None) -> None:
         (("narrow_embedding: {dtype: bf16}",), "quantizes nothing"),
     ],
 )
-def test_recipes_that_do_nothing(tmp_path: Path, in_process: None, passes: tuple[str, ...], message: str) -> None:
+def test_recipes_that_do_nothing(tmp_path: Path, passes: tuple[str, ...], message: str) -> None:
     with pytest.raises((PassError, PipelineError), match=f"(?i){message}"):
-        run_recipe(recipe(tmp_path, *passes), tmp_path / "build", None, QUIET)
+        run_in_process(recipe(tmp_path, *passes), tmp_path / "build")
 
 
-def test_a_failed_run_loses_nothing_that_was_there(tmp_path: Path, store: Store, in_process: None) -> None:
-    folder = run_recipe(recipe(tmp_path, FOUR, convert=""), tmp_path / "build", None, QUIET, store)
+def test_a_failed_run_loses_nothing_that_was_there(tmp_path: Path, store: Store) -> None:
+    folder = run_in_process(recipe(tmp_path, FOUR, convert=""), tmp_path / "build", store)
     before = manifest(folder)["files"]
     with pytest.raises(PassError) as error:
-        run_recipe(recipe(tmp_path, "quantize_matmul: {bits: 4, include: [nothing]}"), tmp_path / "build", None, QUIET, store)
+        run_in_process(recipe(tmp_path, "quantize_matmul: {bits: 4, include: [nothing]}"), tmp_path / "build", store)
     assert error.value.__notes__ == [f"in quantize_matmul, {tmp_path / 'mine.yaml'}:3:5"]
     assert manifest(folder)["files"] == before
     assert check_folder(folder)["files"] == len(before)
 
 
-def test_a_disk_too_small_is_said_before_the_start(tmp_path: Path, small_disk: Path, in_process: None) -> None:
+def test_a_disk_too_small_is_said_before_the_start(tmp_path: Path, small_disk: Path) -> None:
     with pytest.raises(PipelineError, match=r"this run needs 1\d\.\d\d MB of disk, \d\.\d\d MB are free"):
-        run_recipe(recipe(tmp_path, "narrow_embedding", FOUR), small_disk / "build", None, QUIET)
+        run_in_process(recipe(tmp_path, "narrow_embedding", FOUR), small_disk / "build")
     assert not list((small_disk / "build" / ".store").glob("*/*/codes"))
 
 
@@ -246,16 +244,16 @@ class Filled(Store):
         return entry
 
 
-def test_a_disk_that_fills_up_during_a_run(tmp_path: Path, small_disk: Path, in_process: None) -> None:
+def test_a_disk_that_fills_up_during_a_run(tmp_path: Path, small_disk: Path) -> None:
     """4 MB hold the codes but not the result; with a larger disk the run goes on from what was kept."""
     subprocess.run(["mount", "-o", "remount,size=64m", small_disk], check=True)
     mine, build = recipe(tmp_path, "narrow_embedding", FOUR), small_disk / "build"
     with pytest.raises(PipelineError, match="the disk is full. What was finished is kept"):
-        run_recipe(mine, build, None, QUIET, Filled(build / ".store"))
+        run_in_process(mine, build, Filled(build / ".store"))
     assert not list((build / "mine").glob(".work-*"))
     assert not (build / "mine" / "manifest.json").exists()
     (build / "ballast").unlink()
-    again = manifest(run_recipe(mine, build, None, QUIET))
+    again = manifest(run_in_process(mine, build))
     assert next(s["name"] for s in again["steps"] if s["cached"]) == "export"
     assert check_folder(build / "mine")["weights"] == 5_767_168
 
@@ -264,12 +262,12 @@ def damaged(tmp_path: Path) -> Path:
     return shutil.copytree(PYDOCS, tmp_path / "model")
 
 
-def test_bad_checkpoints(tmp_path: Path, store: Store, in_process: None) -> None:
+def test_bad_checkpoints(tmp_path: Path, store: Store) -> None:
     model = damaged(tmp_path)
     mine = recipe(tmp_path, "narrow_embedding", FOUR)
 
     def run_on(folder: Path) -> None:
-        run_recipe(mine, tmp_path / "build", folder, QUIET, store)
+        run_in_process(mine, tmp_path / "build", store, folder)
 
     with pytest.raises(CheckpointError, match="no such checkpoint folder"):
         run_on(tmp_path / "none")
@@ -299,11 +297,11 @@ def test_bad_checkpoints(tmp_path: Path, store: Store, in_process: None) -> None
 
 
 def test_a_model_too_large_for_memory_is_validated_all_the_same(
-    tmp_path: Path, store: Store, in_process: None, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory, "memory_needed", lambda checkpoint: 1 << 60)
     options = {"validate": "validate: {windows: 1, window: 64}"}
-    found = manifest(run_recipe(recipe(tmp_path, "narrow_embedding", FOUR, **options), tmp_path / "build", None, QUIET, store))
+    found = manifest(run_in_process(recipe(tmp_path, "narrow_embedding", FOUR, **options), tmp_path / "build", store))
     assert found["hand_offs"]["mnn"]["bit_exact"] is True
     assert found["hand_offs"]["mnn"]["lowering_relative_error"] < 1e-5
     assert 0 < found["quality"]["onnxruntime"]["kl_divergence"] < 0.1, "validated block by block all the same"
@@ -333,8 +331,8 @@ def test_two_runs_at_once_and_an_interrupt(tmp_path: Path) -> None:
     assert third.returncode == 0, third.stderr
 
 
-def test_check_names_what_changed(tmp_path: Path, store: Store, in_process: None) -> None:
-    folder = run_recipe(recipe(tmp_path, "narrow_embedding", FOUR), tmp_path / "build", None, QUIET, store)
+def test_check_names_what_changed(tmp_path: Path, store: Store) -> None:
+    folder = run_in_process(recipe(tmp_path, "narrow_embedding", FOUR), tmp_path / "build", store)
     path = folder / "mnn" / "llm.mnn.weight"
     data = bytearray(path.read_bytes())
     data[100_000] ^= 4

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from lowbit.pipeline.commands.plan import make_plan
 from lowbit.pipeline.recipe.load import load_recipe
-from lowbit.pipeline.run.runner import run_recipe
+from tests.running import run_in_process
 from tests.tiny import recipe_text, task_of
 
 QUIET = Console(quiet=True)
@@ -24,8 +24,6 @@ EVERYTHING = (
 )
 CALIBRATE = "calibrate: {windows: 2, window: 32}\n"
 
-pytestmark = pytest.mark.usefixtures("in_process")
-
 
 @pytest.fixture
 def steps_of(tiny: Callable[..., Path], tmp_path: Path) -> Callable[..., list[dict[str, Any]]]:
@@ -35,7 +33,7 @@ def steps_of(tiny: Callable[..., Path], tmp_path: Path) -> Callable[..., list[di
         file = tmp_path / "mine.yaml"
         task = task_of(model.get("kind", "qwen2"))
         file.write_text(recipe_text(tiny(**model), *passes, convert=convert, validate=validate, task=task), "utf-8")
-        folder = run_recipe(load_recipe(file), tmp_path / "build", None, QUIET)
+        folder = run_in_process(load_recipe(file), tmp_path / "build")
         steps = json.loads((folder / "manifest.json").read_text("utf-8"))["steps"]
         assert list(make_plan(load_recipe(file), tmp_path / "build", None).steps) == [step["name"] for step in steps]
         return steps

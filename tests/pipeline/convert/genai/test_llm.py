@@ -11,7 +11,6 @@ from typing import Any
 
 import onnx
 import pytest
-from rich.console import Console
 
 from lowbit.passes.base import PassError
 from lowbit.pipeline.commands.check import check_folder
@@ -20,9 +19,9 @@ from lowbit.pipeline.convert.compare_text import TEXTS
 from lowbit.pipeline.convert.genai.llm import OnnxruntimeGenai
 from lowbit.pipeline.errors import ConvertError, PipelineError
 from lowbit.pipeline.recipe.load import load_recipe
-from lowbit.pipeline.run.runner import run_recipe
 from lowbit.pipeline.store.store import Store
 from tests.pipeline.convert.mnn.test_llm import flip
+from tests.running import run_in_process
 from tests.tiny import recipe_text
 
 GENAI = "convert: {target: onnxruntime-genai}"
@@ -92,15 +91,13 @@ def test_folded_three_bits_take_four_on_the_disk(results: Callable[..., Path]) -
 
 
 @pytest.mark.parametrize("three_bit", ["packed", "folded"])
-def test_the_plan_states_its_size(
-    tiny: Callable[..., Path], tmp_path: Path, store: Store, in_process: None, three_bit: str
-) -> None:
+def test_the_plan_states_its_size(tiny: Callable[..., Path], tmp_path: Path, store: Store, three_bit: str) -> None:
     model = tiny("qwen2", max_position_embeddings=4096, vocab_size=2000)
     path = tmp_path / "mine.yaml"
     convert = f"convert: {{target: onnxruntime-genai, three_bit: {three_bit}}}"
     path.write_text(recipe_text(model, NARROW, "quantize_matmul: {bits: 3, block_size: 32}", convert=convert))
     plan = make_plan(load_recipe(path), tmp_path / "build", None)
-    folder = run_recipe(load_recipe(path), tmp_path / "build", None, Console(quiet=True), store)
+    folder = run_in_process(load_recipe(path), tmp_path / "build", store)
     made = (folder / "genai" / "model.onnx.data").stat().st_size
     assert plan.hand_off_bytes == {"onnxruntime-genai": pytest.approx(made, rel=0.005)}
 
