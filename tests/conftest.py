@@ -79,15 +79,26 @@ def store(shared: Path) -> Store:
 
 
 @pytest.fixture(scope="session")
-def exported(tiny: Callable[..., Path], shared: Path, store: Store) -> Exported:
+def export(tiny: Callable[..., Path], shared: Path, store: Store) -> Callable[..., Path]:
+    """Exports a tiny checkpoint for the runs that know a store; returns the float graph."""
+
+    def make(kind: str = "qwen2", into: Store = store, **options: Any) -> Path:
+        folder = tiny(kind, **options)
+        text = recipe_text(folder, "remove_identities", task=options.get("task") or task_of(kind))
+        recipe = once(shared / "exports" / f"{folder.name}.yaml", lambda file: file.write_text(text, "utf-8"))
+        return know_export(load_recipe(recipe), into)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def exported(tiny: Callable[..., Path], export: Callable[..., Path]) -> Exported:
     """A tiny checkpoint and its exported graph, freshly bound on every call."""
 
     def load(kind: str = "qwen2", **options: Any) -> tuple[Checkpoint, gs.Graph]:
         folder = tiny(kind, **options)
-        text = recipe_text(folder, "remove_identities", task=options.get("task") or task_of(kind))
-        recipe = once(shared / "exports" / f"{folder.name}.yaml", lambda file: file.write_text(text, "utf-8"))
         checkpoint = open_checkpoint(folder, str(folder))
-        return checkpoint, load_graph(know_export(load_recipe(recipe), store), checkpoint)
+        return checkpoint, load_graph(export(kind, **options), checkpoint)
 
     return load
 

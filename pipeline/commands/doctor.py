@@ -80,9 +80,10 @@ def python() -> Finding:
 
 
 def memory() -> Finding:
-    memory = psutil.virtualmemory()
-    text = f"{megabytes(memory.available)} of {megabytes(memory.total)} are free"
-    if memory.available < LITTLE_MEMORY:
+    """Whether a large model fits into what is free."""
+    now = psutil.virtual_memory()
+    text = f"{megabytes(now.available)} of {megabytes(now.total)} are free"
+    if now.available < LITTLE_MEMORY:
         return "memory", False, f"{text}; a 7B model takes about 2 GB, validating it 4 GB. Close something."
     return "memory", True, text
 

@@ -16,6 +16,7 @@ from rich.console import Console
 import lowbit
 from lowbit.passes import NarrowEmbedding, QuantizeMatmul
 from lowbit.pipeline.recipe.sections import Validate
+from lowbit.pipeline.store.store import Store
 from tests.conftest import PYDOCS
 from tests.tiny import recipe_text
 
@@ -52,7 +53,9 @@ def test_it_offers_what_it_names() -> None:
         passes.QuantizeMatmuls  # noqa: B018
 
 
-def test_a_recipe_from_python_is_the_recipe_from_yaml(tiny: Callable[..., Path], tmp_path: Path, in_process: None) -> None:
+def test_a_recipe_from_python_is_the_recipe_from_yaml(
+    tiny: Callable[..., Path], tmp_path: Path, export: Callable[..., Path]
+) -> None:
     """Built, saved and read again, or written by hand: the same keys, the same bytes."""
     model = tiny("llama")
     passes = [
@@ -69,9 +72,11 @@ def test_a_recipe_from_python_is_the_recipe_from_yaml(tiny: Callable[..., Path],
         "quantize_matmul: {bits: 3, block_size: 32, method: mse}",
     )
     written.write_text(recipe_text(model, *entries, validate=f"validate: {json.dumps(SHORT)}"), "utf-8")
+    export("llama", Store(tmp_path / "build" / ".store"))
     first = built.run(tmp_path / "build", console=QUIET)
     assert first.name == "mine"
     for recipe in (saved, lowbit.load_recipe(written)):
+        export("llama", Store(tmp_path / recipe.name))
         fresh = recipe.run(tmp_path / "fresh", store=str(tmp_path / recipe.name), console=QUIET)
         assert hashes(fresh) == hashes(first)
         assert [step.key for step in fresh.manifest.steps] == [step.key for step in first.manifest.steps]
@@ -125,7 +130,8 @@ print("KL", result.quality.kl_divergence, result.size.mnn_bytes, result.folder)
     assert int(size) == sum(file.stat().st_size for file in (tmp_path / folder / "mnn").iterdir())
 
 
-def test_a_result_is_shown_checked_and_compared(tiny: Callable[..., Path], tmp_path: Path, in_process: None) -> None:
+def test_a_result_is_shown_checked_and_compared(tiny: Callable[..., Path], tmp_path: Path, export: Callable[..., Path]) -> None:
+    export("llama", Store(tmp_path / ".store"))
     results = [
         lowbit.quantize(tiny("llama"), bits=bits, block_size=32, validate=SHORT, name=f"q{bits}", build=tmp_path, console=QUIET)
         for bits in (4, 2)
@@ -147,8 +153,9 @@ def test_a_result_is_shown_checked_and_compared(tiny: Callable[..., Path], tmp_p
     assert planned.bits_per_weight == pytest.approx(first.size.bits_per_weight)
 
 
-def test_a_log_lies_beside_the_result(tiny: Callable[..., Path], tmp_path: Path, in_process: None) -> None:
+def test_a_log_lies_beside_the_result(tiny: Callable[..., Path], tmp_path: Path, export: Callable[..., Path]) -> None:
     """Of what went well and of what did not; the result does not depend on it."""
+    export("llama", Store(tmp_path / ".store"))
     result = lowbit.quantize(
         tiny("llama"), bits=4, validate=False, convert="mnn-llm", name="mine", build=tmp_path, console=QUIET
     )

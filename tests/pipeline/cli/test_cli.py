@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from lowbit.pipeline.__main__ import main
+from lowbit.pipeline.store.store import Store
 from tests.tiny import recipe_text
 
 Lowbit = Callable[..., tuple[int, str, str]]
@@ -64,8 +65,9 @@ def test_misspelt_words_and_options_are_answered(run: Lowbit) -> None:
     assert run("run", "demo-q33")[2].endswith("demo-q33.yaml: no such recipe. Did you mean 'demo-q3'?\n")
 
 
-def test_figures_as_json(run: Lowbit, recipe: Path, in_process: None) -> None:
+def test_figures_as_json(run: Lowbit, recipe: Path, tmp_path: Path, export: Callable[..., Path]) -> None:
     """Nothing but JSON is on stdout."""
+    export("llama", Store(tmp_path / "build" / ".store"))
     planned = json.loads(run("plan", recipe, "--json")[1])
     status, out, progress = run("run", recipe, "--json")
     assert status == 0
@@ -83,8 +85,9 @@ def test_figures_as_json(run: Lowbit, recipe: Path, in_process: None) -> None:
     assert swept["failures"] == {}
 
 
-def test_quiet_and_verbose(run: Lowbit, recipe: Path, in_process: None) -> None:
+def test_quiet_and_verbose(run: Lowbit, recipe: Path, tmp_path: Path, export: Callable[..., Path]) -> None:
     """They stand anywhere; quiet prints where the result is, verbose logs on stderr."""
+    export("llama", Store(tmp_path / "build" / ".store"))
     status, out, errors = run("run", recipe, "-q")
     assert (status, out, errors) == (0, "build/mine\n", "")
     status, out, errors = run("-v", "run", recipe)
@@ -94,9 +97,11 @@ def test_quiet_and_verbose(run: Lowbit, recipe: Path, in_process: None) -> None:
 
 
 def test_quantize_writes_the_recipe_that_it_stands_for(
-    run: Lowbit, tiny: Callable[..., Path], tmp_path: Path, in_process: None
+    run: Lowbit, tiny: Callable[..., Path], tmp_path: Path, export: Callable[..., Path]
 ) -> None:
     model = tiny("llama", dtype="float32", tie_word_embeddings=True)
+    for build in ("build", "other"):
+        export("llama", Store(tmp_path / build / ".store"), dtype="float32", tie_word_embeddings=True)
     words = ("quantize", model, "--bits", "3", "--block-size", "32", "--recipe", "small.yaml")
     status, out, errors = run(*words)
     assert status == 0, errors

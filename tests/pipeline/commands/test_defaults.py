@@ -15,6 +15,7 @@ import lowbit
 from lowbit.passes import QuantizeMatmul
 from lowbit.pipeline.checkpoint.huggingface import open_checkpoint
 from lowbit.pipeline.commands import quantize
+from lowbit.pipeline.store.store import Store
 
 QUIET = Console(quiet=True)
 SHORT: dict[str, Any] = {"windows": 1, "window": 64}
@@ -80,8 +81,9 @@ def test_a_large_model_is_validated_on_little_text(flagship: Callable[[], Path],
     ("kind", "task"), [("bert", "feature-extraction"), ("bert", "text-classification"), ("vit", "image-classification")]
 )
 def test_encoders_get_what_encoders_need(
-    tiny: Callable[..., Path], tmp_path: Path, in_process: None, kind: str, task: str
+    tiny: Callable[..., Path], tmp_path: Path, export: Callable[..., Path], kind: str, task: str
 ) -> None:
+    export(kind, Store(tmp_path / ".store"), task=task)
     made = lowbit.recipe_for(tiny(kind, task=task), bits=4, block_size=32, name="mine")
     assert content(made)["export"] == {"task": task}
     assert content(made)["convert"] == {"target": "mnn"}
