@@ -22,7 +22,7 @@ from lowbit.pipeline.errors import ConvertError, PipelineError
 from lowbit.pipeline.recipe.load import load_recipe
 from lowbit.pipeline.runtime.isolate import isolated
 from lowbit.pipeline.store.store import Store
-from tests.running import run_in_process
+from tests.running import know_export, run_in_process
 from tests.tiny import recipe_text
 
 ROOT = Path(__file__).parents[2]
@@ -114,6 +114,7 @@ def command(recipe: Path, build: Path, store: Store, code: str = "") -> subproce
 def test_statuses_of_the_command_line(recipe: Path, tmp_path: Path, store: Store) -> None:
     """0 done, 1 our own fault, 2 a mistake or a missed gate, 130 Ctrl-C (test_end_to_end.py)."""
     build = tmp_path / "build"
+    know_export(load_recipe(recipe), store)
     assert command(recipe, build, store).returncode == 0
     wrong = tmp_path / "wrong.yaml"
     wrong.write_text(recipe.read_text().replace("bits: 4", "bits: 5"))

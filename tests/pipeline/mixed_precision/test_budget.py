@@ -237,8 +237,8 @@ def test_speed_counts(tiny: Callable[..., Path], tmp_path: Path, spend: Spend) -
     (tmp_path / "targets").mkdir()
     shutil.copy("recipes/targets/snapdragon-8-elite.yaml", tmp_path / "targets")
     options = "bits_per_weight: 4, block_sizes: [32], bits: [2, 3, 4], sensitivity: weight_mse"
-    slow = forms_of(spend(tiny("llama"), f"{{{options}}}", convert=""))
-    folder = spend(tiny("llama"), f"{{{options}, target: snapdragon-8-elite, max_relative_time: 1.0}}", convert="", name="fast")
+    slow = forms_of(spend(tiny("llama"), f"{{{options}}}"))
+    folder = spend(tiny("llama"), f"{{{options}, target: snapdragon-8-elite, max_relative_time: 1.0}}", name="fast")
     assert 3 in {bits for bits, _ in slow.values()}
     assert {bits for bits, _ in forms_of(folder).values()} == {2, 4}
     notes = json.loads((folder / "manifest.json").read_text("utf-8"))["steps"]

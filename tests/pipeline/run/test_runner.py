@@ -25,9 +25,9 @@ from lowbit.pipeline.errors import CheckpointError, PipelineError, ValidationFai
 from lowbit.pipeline.recipe.load import load_recipe
 from lowbit.pipeline.recipe.recipe import Recipe
 from lowbit.pipeline.runtime import memory
-from lowbit.pipeline.store.store import Entry, Store
+from lowbit.pipeline.store.store import Draft, Store
 from tests.conftest import PYDOCS
-from tests.running import run_in_process
+from tests.running import know_export, run_in_process
 from tests.sharing import once
 from tests.tiny import recipe_text
 
@@ -235,19 +235,19 @@ def test_a_disk_too_small_is_said_before_the_start(tmp_path: Path, small_disk: P
 
 @dataclass(frozen=True)
 class Filled(Store):
-    """A store beside which another program leaves 4 MB of the disk, as soon as the first entry is there."""
+    """A store beside which another program leaves 4 MB of the disk, as soon as an entry is begun."""
 
-    def put(self, key: str, write: Callable[[Path], dict[str, Any]]) -> Entry:
-        entry = super().put(key, write)
+    def begin(self, write: Callable[[Path], dict[str, Any]]) -> Draft:
         with (self.root.parent / "ballast").open("ab") as ballast:
             ballast.write(bytes(max(0, shutil.disk_usage(self.root).free - (4 << 20))))
-        return entry
+        return super().begin(write)
 
 
 def test_a_disk_that_fills_up_during_a_run(tmp_path: Path, small_disk: Path) -> None:
     """4 MB hold the codes but not the result; with a larger disk the run goes on from what was kept."""
     subprocess.run(["mount", "-o", "remount,size=64m", small_disk], check=True)
     mine, build = recipe(tmp_path, "narrow_embedding", FOUR), small_disk / "build"
+    know_export(mine, Store(build / ".store"))
     with pytest.raises(PipelineError, match="the disk is full. What was finished is kept"):
         run_in_process(mine, build, Filled(build / ".store"))
     assert not list((build / "mine").glob(".work-*"))
