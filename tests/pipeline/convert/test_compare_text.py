@@ -17,6 +17,7 @@ from lowbit.pipeline.checkpoint.huggingface import Checkpoint
 from lowbit.pipeline.convert.compare_text import TEXTS, compare_chats, compare_ids
 from lowbit.pipeline.convert.genai.config import write_tokenizer_config
 from lowbit.pipeline.convert.mnn.tokenizer import tokenizer_bytes
+from lowbit.pipeline.report.engine_quality import TemplateMatch, TokenizerMatch
 from tests.conftest import PYDOCS
 from tests.pipeline.chat_templates import CHATML, REFUSES_SYSTEM, TEMPLATES
 
@@ -47,10 +48,10 @@ print("RESULT" + json.dumps([render(one) for one in json.loads(sys.argv[2])]))
 def test_the_first_text_that_differs_is_the_example() -> None:
     tokenizer = Tokenizer.from_file(str(PYDOCS / "tokenizer.json"))
     ids = [tokenizer.encode(text).ids for text in TEXTS]
-    assert compare_ids(ids, tokenizer) == {"texts": len(TEXTS), "equal": len(TEXTS), "example": None}
+    assert compare_ids(ids, tokenizer) == TokenizerMatch(texts=len(TEXTS), equal=len(TEXTS), example=None)
     ids[3] = ids[3][:-1]
     ids[7] = []
-    assert compare_ids(ids, tokenizer) == {"texts": len(TEXTS), "equal": len(TEXTS) - 2, "example": TEXTS[3]}
+    assert compare_ids(ids, tokenizer) == TokenizerMatch(texts=len(TEXTS), equal=len(TEXTS) - 2, example=TEXTS[3])
 
 
 def with_template(folder: Path, template: str) -> Checkpoint:
@@ -72,7 +73,7 @@ def test_mnn_renders_as_transformers_does(results: Callable[..., Path], tmp_path
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     chats = json.loads(output.split("RESULT")[1].splitlines()[0])
     counted = len(CONVERSATIONS) - (family in REFUSES_SYSTEM)
-    assert compare_chats("MNN", chats, checkpoint) == {"conversations": counted, "equal": counted, "example": None}
+    assert compare_chats("MNN", chats, checkpoint) == TemplateMatch(conversations=counted, equal=counted, example=None)
 
 
 @pytest.mark.parametrize("family", TEMPLATES)
@@ -90,20 +91,20 @@ def test_onnxruntime_genai_renders_as_transformers_does(results: Callable[..., P
     counted = len(CONVERSATIONS) - (family in REFUSES_SYSTEM)
     found = compare_chats("genai", chats, checkpoint)
     assert found is not None
-    assert (found["conversations"], found["equal"]) == (counted, counted - (family in CUTS_REASONING))
+    assert (found.conversations, found.equal) == (counted, counted - (family in CUTS_REASONING))
     if family in CUTS_REASONING:
-        assert "<think>\\nA greeting." in found["example"].partition("transformers")[0]
+        assert "<think>\\nA greeting." in str(found.example).partition("transformers")[0]
 
 
 def test_the_first_conversation_that_differs_is_the_example(tmp_path: Path) -> None:
     found = compare_chats("MNN", ["one", "two", "three"], with_template(tmp_path / "source", CHATML))
     assert found is not None
-    assert (found["conversations"], found["equal"]) == (3, 0)
-    assert found["example"].startswith("MNN writes 'one', transformers '<|im_start|>user\\n  What is 2 + 2? <|im_end|>")
+    assert (found.conversations, found.equal) == (3, 0)
+    assert str(found.example).startswith("MNN writes 'one', transformers '<|im_start|>user\\n  What is 2 + 2? <|im_end|>")
     assert compare_chats("MNN", ["", "", ""], with_template(tmp_path / "without", "")) is None
 
 
 def test_a_template_that_tries_to_run_code_is_stopped(tmp_path: Path) -> None:
     """transformers' sandbox raises; the conversation does not count."""
     evil = with_template(tmp_path / "source", "{{ messages.__class__.__mro__[1].__subclasses__() }}")
-    assert compare_chats("MNN", ["", "", ""], evil) == {"conversations": 0, "equal": 0, "example": None}
+    assert compare_chats("MNN", ["", "", ""], evil) == TemplateMatch(conversations=0, equal=0, example=None)
