@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 
+from lowbit.pipeline.checkpoint.files import read_text
 from lowbit.pipeline.checkpoint.huggingface import Checkpoint
 from lowbit.pipeline.checkpoint.tokenizer import special_texts
 from lowbit.pipeline.errors import CheckpointError
@@ -99,8 +100,7 @@ def chat_template(checkpoint: Checkpoint) -> str:
     template = checkpoint.read_json("tokenizer_config.json").get("chat_template") or ""
     if isinstance(template, list):
         template = next((entry["template"] for entry in template if entry.get("name") == "default"), "")
-    file = checkpoint.folder / "chat_template.jinja"
-    return str(template) if template or not file.exists() else file.read_text("utf-8")
+    return str(template) if template else read_text(checkpoint.folder, "chat_template.jinja") or ""
 
 
 def render(template: str, conversation: Conversation, tokens: dict[str, str]) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from lowbit.pipeline.checkpoint.files import present_file, read_json
 from lowbit.pipeline.checkpoint.safetensors_file import CheckpointWeight, read_header
 from lowbit.pipeline.errors import CheckpointError
 
@@ -52,20 +52,16 @@ class Checkpoint:
 
     def read_json(self, name: str) -> dict[str, Any]:
         """A JSON object of the folder; {} when the file is absent."""
-        path = self.folder / name
-        if not path.exists():
-            return {}
-        try:
-            value = json.loads(path.read_text("utf-8"))
-        except (ValueError, OSError, RecursionError) as error:
-            raise CheckpointError(f"{path}: not readable as JSON: {error}") from error
-        if not isinstance(value, dict):
-            raise CheckpointError(f"{path}: holds a {type(value).__name__}, expected a JSON object.")
-        return value
+        return read_json(self.folder, name)
+
+    def side_files(self) -> dict[str, Path]:
+        """What travels with the weights, by name; each may be read."""
+        present = {name: present_file(self.folder, name) for name in SIDE_FILES}
+        return {name: file for name, file in present.items() if file is not None}
 
     def _shards(self) -> list[Path]:
         index = self.folder / "model.safetensors.index.json"
-        if index.exists():
+        if present_file(self.folder, index.name) is not None:
             shards = self.read_json(index.name).get("weight_map", {})
             if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
                 raise CheckpointError(f"{index}: its weight_map does not name shards by the tensors in them.")
@@ -90,9 +86,15 @@ class Checkpoint:
 
 
 def open_checkpoint(folder: Path, source: str, revision: str | None = None) -> Checkpoint:
-    """A checkpoint folder that exists and has a configuration."""
+    """A checkpoint folder that exists, has a configuration, and whose files may be read.
+
+    Raises:
+        CheckpointError: there is no such folder, or a file is none, a link out of it, or too large.
+    """
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such checkpoint folder. Give one with config.json and .safetensors.")
     if not (folder / "config.json").exists():
         raise CheckpointError(f"{folder}: no config.json, so this is not a Hugging Face checkpoint.")
-    return Checkpoint(folder, source, revision)
+    checkpoint = Checkpoint(folder, source, revision)
+    checkpoint.side_files()  # refused now if libraries that read the folder by themselves might be led out of it
+    return checkpoint

@@ -14,6 +14,7 @@ import onnx
 from onnx import TensorProto
 
 from lowbit.passes.quant.weights import Weight
+from lowbit.pipeline.checkpoint.files import regular_file
 from lowbit.pipeline.errors import CheckpointError
 
 MAX_HEADER_BYTES = 25_000_000
@@ -55,7 +56,7 @@ def read_header(file: Path) -> dict[str, CheckpointWeight]:
     Raises:
         CheckpointError: the file is cut short, its header lies, or it is a link out of its folder.
     """
-    real = _real(file)
+    real = regular_file(file)
     size = real.stat().st_size
     start, header = _header(file, real, size)
     weights, expected = {}, 0
@@ -98,19 +99,6 @@ def _header(file: Path, real: Path, size: int) -> tuple[int, dict[str, Any]]:
         raise CheckpointError(f"{file}: its header is not a JSON object.")
     header.pop("__metadata__", None)
     return 8 + length, header
-
-
-def _real(file: Path) -> Path:
-    """The file itself: onnxruntime reads no links. The Hub's cache links to its blobs; any other link must stay in its folder.
-
-    Raises:
-        CheckpointError: the link leads out of the checkpoint.
-    """
-    real, folder = file.resolve(), file.parent.resolve()
-    allowed = [folder, folder.parent.parent / "blobs"]  # models--x/snapshots/<commit>/file -> models--x/blobs/<hash>
-    if file.is_symlink() and not any(real.is_relative_to(parent) for parent in allowed):
-        raise CheckpointError(f"{file}: is a link to {real}, outside the checkpoint. Put the file itself there.")
-    return real
 
 
 def _begin(file: Path, name: str, entry: Any) -> int:

@@ -6,6 +6,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from lowbit.pipeline.checkpoint.files import read_text
 from lowbit.pipeline.checkpoint.huggingface import Checkpoint
 from lowbit.pipeline.errors import CheckpointError
 
@@ -58,13 +59,13 @@ def _text(value: Any) -> str:
 def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     """The checkpoint's tokenizer.json, without truncation or padding."""
     path = checkpoint.folder / "tokenizer.json"
-    if not path.exists():
+    if (text := read_text(checkpoint.folder, path.name)) is None:
         raise CheckpointError(
             f"{checkpoint.folder}: no tokenizer.json, so no text can be read. Save one with "
             "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)."
         )
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_str(text)
     except Exception as error:  # the library raises bare Exceptions
         raise CheckpointError(f"{path}: not a tokenizer that the tokenizers library reads: {error}") from error
     tokenizer.no_truncation()

@@ -8,7 +8,7 @@ import numpy as np
 
 @numba.njit(inline="always")
 def decode_row(packed, bits, codes):  # type: ignore[no-untyped-def]
-    """Codes of one row of the ONNX file; three bits in layout nib77 (definition: passes/_pack.py, pack_nib77)."""
+    """Codes of one row of the ONNX file; three bits in layout nib77 (definition: passes/quant/pack.py, pack_nib77)."""
     if bits != 3:  # no code straddles a byte
         each = 8 // bits
         for x in range(packed.size):

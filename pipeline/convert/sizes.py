@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from lowbit.passes.quant.quantized_weight import QuantizedWeight
-from lowbit.pipeline.checkpoint.huggingface import SIDE_FILES, Checkpoint
+from lowbit.pipeline.checkpoint.huggingface import Checkpoint
 
 
 class Sizes:
@@ -30,5 +30,4 @@ class Sizes:
 
     def side_files(self) -> int:
         """Bytes of tokenizer and configuration."""
-        paths = (self.checkpoint.folder / name for name in SIDE_FILES)
-        return sum(path.stat().st_size for path in paths if path.exists())
+        return sum(file.stat().st_size for file in self.checkpoint.side_files().values())

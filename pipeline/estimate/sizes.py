@@ -96,7 +96,7 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """About how long the run takes, on the machine that pipeline/pace.py was measured on."""
+        """About how long the run takes, on the machine that pipeline/estimate/duration.py was measured on."""
         weights = [(one.weight.method_name, math.prod(one.weight.source.shape), one.cached) for one in self.weights]
         return expected_seconds(self.recipe, weights)
 

@@ -10,7 +10,6 @@ from lowbit.passes.graph.quantized_ops import quantized_matmuls
 from lowbit.pipeline.calibrate.channel_scales import find_channel_scales
 from lowbit.pipeline.calibrate.dataset import calibration_windows
 from lowbit.pipeline.calibrate.sequential import calibrate
-from lowbit.pipeline.checkpoint.huggingface import SIDE_FILES
 from lowbit.pipeline.onnx_io.entry import entry_of
 from lowbit.pipeline.onnx_io.folder import write_files
 from lowbit.pipeline.recipe.recipe import PassEntry, Recipe
@@ -107,6 +106,5 @@ def _write_onnx(run: Run, task: Task) -> None:
     run.entries = streamed.entries
     task.remember(run.made())
     task.recalled_each(len(run.entries) - streamed.recalled, len(run.entries), "weights quantized")
-    for name in SIDE_FILES:
-        if (source := run.checkpoint.folder / name).exists():
-            shutil.copyfile(source, folder / name)
+    for name, file in run.checkpoint.side_files().items():
+        shutil.copyfile(file, folder / name)

@@ -10,7 +10,7 @@ from typing import Any
 import onnx_graphsurgeon as gs
 
 from lowbit.pipeline.checkpoint.chat_template import chat_template
-from lowbit.pipeline.checkpoint.huggingface import SIDE_FILES, Checkpoint
+from lowbit.pipeline.checkpoint.huggingface import Checkpoint
 from lowbit.pipeline.checkpoint.tokenizer import stop_ids
 from lowbit.pipeline.onnx_io.writer import MODEL
 
@@ -40,9 +40,8 @@ def write_config(checkpoint: Checkpoint, graph: gs.Graph, folder: Path) -> None:
 
 def write_side_files(checkpoint: Checkpoint, folder: Path) -> None:
     """Copy the checkpoint's tokenizer and configuration, the tokenizer's with what its reader asks for there."""
-    for name in SIDE_FILES:
-        if (file := checkpoint.folder / name).exists():
-            shutil.copyfile(file, folder / name)
+    for name, file in checkpoint.side_files().items():
+        shutil.copyfile(file, folder / name)
     write_tokenizer_config(checkpoint, folder)
 
 
