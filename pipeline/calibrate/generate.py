@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from lowbit.passes.quant.parallel import in_order
-from lowbit.pipeline.checkpoint.chat_template import chat_template, render
+from lowbit.pipeline.checkpoint.chat_template import ChatRenderer, chat_template
 from lowbit.pipeline.checkpoint.config import transformers_config
 from lowbit.pipeline.checkpoint.huggingface import Checkpoint
-from lowbit.pipeline.checkpoint.tokenizer import begin_id, load_tokenizer, special_texts, stop_ids
+from lowbit.pipeline.checkpoint.tokenizer import begin_id, load_tokenizer, stop_ids
 
 TOGETHER = 32
 """Texts that are written at once, each batch on one core: so the text does not depend on how many there are."""
@@ -70,8 +70,8 @@ def _begins(checkpoint: Checkpoint, prompts: list[str], window: int) -> list[lis
     """Token ids of each prompt, at most half a window each."""
     tokenizer, template = load_tokenizer(checkpoint), chat_template(checkpoint)
     if template:
-        tokens = special_texts(checkpoint)
-        texts = [render(template, [{"role": "user", "content": prompt}], tokens) for prompt in prompts]
+        renderer = ChatRenderer(checkpoint, template)
+        texts = [renderer.render([{"role": "user", "content": prompt}]) for prompt in prompts]
         ids = [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
     else:
         ids = [tokenizer.encode(prompt).ids for prompt in prompts]

@@ -1,28 +1,28 @@
 """A checkpoint and a conversation -> the text that its model reads: the chat template, found and rendered in one place.
 
-A template is a program of the checkpoint's author: it is tried once, in a process that has little time and memory.
-
-Run as `python -m lowbit.pipeline.checkpoint.chat_template`, with the template, conversations and special tokens as JSON on
-its input.
+A template is a program of the checkpoint's author: it runs only in a process that has little time and memory.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
-from typing import Any
-
-import psutil
+import threading
+import weakref
+from pathlib import Path
 
 from lowbit.pipeline.checkpoint.files import read_text
 from lowbit.pipeline.checkpoint.huggingface import Checkpoint
+from lowbit.pipeline.checkpoint.limits import TEMPLATE_SECONDS
 from lowbit.pipeline.checkpoint.tokenizer import special_texts
 from lowbit.pipeline.errors import CheckpointError
 
-SECONDS, BYTES = 3, 256 << 20
-"""Of processor time and of memory, beyond what it takes to import transformers."""
+WAIT = 60
+"""Seconds until a process that uses no processor time is given up; it starts in one or two."""
 
 Conversation = list[dict[str, str]]
 
@@ -38,85 +38,122 @@ CONVERSATIONS: tuple[Conversation, ...] = (
 """A question, a system prompt, and an answer with its reasoning, of which templates keep more or less."""
 
 
+class TemplateRefusal(CheckpointError):  # noqa: N818  (a template may refuse a role that it does not know)
+    """A conversation that a template makes no text of.
+
+    Attributes:
+        fatal: whether the template is broken, rather than this conversation none of its.
+    """
+
+    def __init__(self, message: str, fatal: bool) -> None:
+        super().__init__(message)
+        self.fatal = fatal
+
+
+class ChatRenderer:
+    """A chat template in a process of its own, started by the first conversation and ended with this object."""
+
+    def __init__(self, checkpoint: Checkpoint, template: str) -> None:
+        self._folder = checkpoint.folder
+        self._asked = json.dumps({"template": template, "tokens": special_texts(checkpoint)})
+        self._process: subprocess.Popen[str] | None = None
+
+    def render(self, conversation: Conversation) -> str:
+        """A conversation as the template writes it, up to where the model's answer begins.
+
+        Raises:
+            TemplateRefusal: the template refuses the conversation, reaches out of its sandbox, is no template, or takes too
+                long or too much.
+        """
+        if self._process is None:
+            self._process = _start(self._asked)
+            weakref.finalize(self, _end, self._process)
+        line = _ask(self._process, json.dumps(conversation))
+        if not line.endswith("\n"):
+            process, self._process = self._process, None
+            late = process.wait() in (-signal.SIGXCPU, -signal.SIGKILL)
+            why = f"takes more than {TEMPLATE_SECONDS} s" if late else f"ends its process (status {process.returncode})"
+            raise _refusal(self._folder, why, fatal=True)
+        answer = json.loads(line)
+        if "text" in answer:
+            return str(answer["text"])
+        raise _refusal(self._folder, answer["error"], answer["fatal"])
+
+
+def _start(asked: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-P", "-m", "lowbit.pipeline.checkpoint.template_worker"]
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, encoding="utf-8",
+        process_group=0, env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )  # fmt: skip
+    _tell(process, asked)
+    return process
+
+
+def _tell(process: subprocess.Popen[str], line: str) -> None:
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):  # it has ended; reading tells
+        process.stdin.write(line + "\n")
+        process.stdin.flush()
+
+
+def _ask(process: subprocess.Popen[str], line: str) -> str:
+    """One line of answer, "" or a part of one where the process ends or keeps us waiting."""
+    assert process.stdout is not None
+    alarm = threading.Timer(WAIT, process.kill)
+    alarm.start()
+    try:
+        _tell(process, line)
+        return process.stdout.readline()
+    finally:
+        alarm.cancel()
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    for stream in (process.stdin, process.stdout):
+        if stream is not None:
+            with contextlib.suppress(OSError):
+                stream.close()
+    process.wait()
+
+
+def _refusal(folder: Path, why: str, fatal: bool) -> TemplateRefusal:
+    where = "chat_template.jinja" if (folder / "chat_template.jinja").exists() else "tokenizer_config.json"
+    remedy = f" Mend it in {where}, or take it out." if fatal else ""
+    return TemplateRefusal(f"{folder}: its chat template {why}.{remedy}", fatal)
+
+
 def check_template(checkpoint: Checkpoint) -> None:
     """Render some conversations.
 
     Raises:
-        CheckpointError: the template reaches out of its sandbox, is no template, or takes too long or too much.
+        TemplateRefusal: the template reaches out of its sandbox, is no template, or takes too long or too much.
     """
     if not (template := chat_template(checkpoint)):
         return
-    asked = json.dumps({"template": template, "tokens": special_texts(checkpoint)})
-    command = [sys.executable, "-P", "-m", "lowbit.pipeline.checkpoint.chat_template"]
-    try:
-        done = subprocess.run(command, input=asked, capture_output=True, text=True, errors="replace", timeout=60, check=False)
-    except subprocess.TimeoutExpired as error:
-        raise CheckpointError(f"{checkpoint.folder}: its chat template does not come to an end.") from error
-    if done.returncode == 0:
-        return
-    if done.returncode < 0:
-        why = f"takes more than {SECONDS} s"
-    else:
-        why = "cannot be rendered: " + (done.stderr.strip().splitlines() or ["no word"])[-1][:300]
-    raise CheckpointError(f"{checkpoint.folder}: its chat template {why}. Mend it in tokenizer_config.json, or take it out.")
-
-
-def _main() -> None:
-    asked: dict[str, Any] = json.load(sys.stdin)
-    import transformers.utils.chat_template_utils  # noqa: F401  (before its memory counts)
-    from jinja2.exceptions import SecurityError, TemplateError, TemplateSyntaxError
-
-    _limit_resources()
+    renderer = ChatRenderer(checkpoint, template)
     for conversation in CONVERSATIONS:
         try:
-            render(asked["template"], conversation, asked["tokens"])
-        except (SecurityError, TemplateSyntaxError):
-            raise
-        except TemplateError:  # the template refuses this conversation, as it may
-            continue
-
-
-def _limit_resources() -> None:
-    """Little time and memory from here on, beyond what the imports took."""
-    import resource  # no module of every system
-
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    most = {
-        resource.RLIMIT_CPU: int(used.ru_utime + used.ru_stime) + SECONDS,
-        resource.RLIMIT_AS: psutil.Process().memory_info().vms + BYTES,
-    }
-    for what, limit in most.items():
-        _, hard = resource.getrlimit(what)
-        with contextlib.suppress(ValueError):  # macOS takes no limit of memory; that of time ends what runs away
-            resource.setrlimit(what, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+            renderer.render(conversation)
+        except TemplateRefusal as error:
+            if error.fatal:
+                raise
 
 
 def chat_template(checkpoint: Checkpoint) -> str:
     """The checkpoint's chat template, "" without one.
 
-    That of tokenizer_config.json (of several named ones the default, which is all that engines know), else the file
-    chat_template.jinja.
+    The file chat_template.jinja, which comes first in transformers, too; else that of tokenizer_config.json, of several named
+    ones the default, which is all that engines know.
     """
+    if (text := read_text(checkpoint.folder, "chat_template.jinja")) is not None:
+        return text
     template = checkpoint.read_json("tokenizer_config.json").get("chat_template") or ""
     if isinstance(template, list):
-        template = next((entry["template"] for entry in template if entry.get("name") == "default"), "")
-    return str(template) if template else read_text(checkpoint.folder, "chat_template.jinja") or ""
-
-
-def render(template: str, conversation: Conversation, tokens: dict[str, str]) -> str:
-    """A conversation as `template` writes it, up to where the model's answer begins.
-
-    Args:
-        tokens: what the template may use by name, as `special_texts` gives it.
-
-    Raises:
-        jinja2.exceptions.TemplateError: the template refuses the conversation, or is none.
-    """
-    from transformers.utils.chat_template_utils import render_jinja_template  # heavy; runs templates in a sandbox
-
-    texts, _ = render_jinja_template(conversations=[conversation], chat_template=template, add_generation_prompt=True, **tokens)
-    return str(texts[0])
-
-
-if __name__ == "__main__":
-    _main()
+        named = [entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default"]
+        template = named[0].get("template", "") if named else ""
+    if not isinstance(template, str):
+        where = checkpoint.folder / "tokenizer_config.json"
+        raise CheckpointError(f"{where}: its chat_template is a {type(template).__name__}, expected text.")
+    return template

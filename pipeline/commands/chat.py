@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from lowbit.pipeline.checkpoint.chat_template import chat_template, render
+from lowbit.pipeline.checkpoint.chat_template import ChatRenderer, chat_template
 from lowbit.pipeline.checkpoint.huggingface import Checkpoint, open_checkpoint
-from lowbit.pipeline.checkpoint.tokenizer import special_texts, stop_ids
+from lowbit.pipeline.checkpoint.tokenizer import stop_ids
 from lowbit.pipeline.convert.chat_engine import ChatEngine, OnnxEngine
 from lowbit.pipeline.convert.registry import find_target
 from lowbit.pipeline.errors import PipelineError
@@ -77,14 +77,12 @@ class Chat:
         self.messages.append({"role": "assistant", "content": THINK * thinking + written})
 
     def _prompt(self, text: str) -> str:
-        if not (template := chat_template(self.checkpoint)):
-            return text
-        from jinja2.exceptions import TemplateError
+        return text if self._renderer is None else self._renderer.render(self.messages)
 
-        try:
-            return render(template, self.messages, special_texts(self.checkpoint))
-        except TemplateError as error:
-            raise PipelineError(f"{self.checkpoint.folder}: its chat template refuses this conversation: {error}") from error
+    @cached_property
+    def _renderer(self) -> ChatRenderer | None:
+        template = chat_template(self.checkpoint)
+        return ChatRenderer(self.checkpoint, template) if template else None
 
     @cached_property
     def _sampling(self) -> dict[str, Any]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from tokenizers import Tokenizer
 
-from lowbit.pipeline.checkpoint.chat_template import CONVERSATIONS, chat_template, render
+from lowbit.pipeline.checkpoint.chat_template import CONVERSATIONS, ChatRenderer, TemplateRefusal, chat_template
 from lowbit.pipeline.checkpoint.huggingface import Checkpoint
-from lowbit.pipeline.checkpoint.tokenizer import special_texts
 from lowbit.pipeline.report.engine_quality import TemplateMatch, TokenizerMatch
 
 TEXTS = (
@@ -51,14 +50,12 @@ def compare_chats(engine: str, found: list[str | None], checkpoint: Checkpoint) 
     """
     if not (template := chat_template(checkpoint)):
         return None
-    from jinja2.exceptions import TemplateError
-
-    tokens = special_texts(checkpoint)
+    renderer = ChatRenderer(checkpoint, template)
     counted, different = 0, []
     for conversation, theirs in zip(CONVERSATIONS, found, strict=True):
         try:
-            ours = render(template, conversation, tokens)
-        except TemplateError:
+            ours = renderer.render(conversation)
+        except TemplateRefusal:
             continue
         counted += 1
         if ours != theirs:

@@ -182,10 +182,10 @@ def test_header_lists_special_stop_and_prefix_tokens(tmp_path: Path) -> None:
 def test_chat_template_comes_from_either_file(tmp_path: Path) -> None:
     tokenizer = checkpoint(tmp_path, {"model": BPE})
     assert chat_template(tokenizer) == ""
-    (tmp_path / "chat_template.jinja").write_text("from the file")
-    assert chat_template(tokenizer) == "from the file"
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": [{"name": "default", "template": "named"}]}))
     assert chat_template(tokenizer) == "named"
+    (tmp_path / "chat_template.jinja").write_text("from the file")
+    assert chat_template(tokenizer) == "from the file", "it comes first, as in transformers"
 
 
 SCRIPTS = st.sampled_from(

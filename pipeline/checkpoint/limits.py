@@ -1,0 +1,33 @@
+"""How much a stranger's file may take: numbers that nobody's model needs more of, and how a process is held to them."""
+
+from __future__ import annotations
+
+import contextlib
+
+import psutil
+
+TEMPLATE_SECONDS, TEMPLATE_BYTES, TEMPLATE_CHARACTERS = 3, 256 << 20, 16 << 20
+"""Of processor time for one conversation, of memory beyond what the imports took, and of the text that comes out."""
+
+
+def limit_seconds(seconds: int) -> None:
+    """End this process when it takes so many more seconds of processor time; a later call starts the count anew."""
+    import resource  # no module of every system
+
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    _limit(resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime) + 1 + seconds)
+
+
+def limit_memory(size: int) -> None:
+    """Let this process take `size` more bytes of memory than it has now; beyond that its allocations fail."""
+    import resource  # no module of every system
+
+    _limit(resource.RLIMIT_AS, psutil.Process().memory_info().vms + size)
+
+
+def _limit(what: int, most: int) -> None:
+    import resource
+
+    _, hard = resource.getrlimit(what)
+    with contextlib.suppress(ValueError):  # macOS takes no limit of memory; that of time ends what runs away
+        resource.setrlimit(what, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
