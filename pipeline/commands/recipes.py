@@ -90,8 +90,10 @@ class Recipe:
         """Write the recipe, unless somebody's own lies there.
 
         Raises:
-            PipelineError: `file` holds something else.
+            PipelineError: `file` is a folder, or holds something else.
         """
+        if file.is_dir():
+            raise PipelineError(f"{file.resolve()}: is a folder; name a file with --recipe.")
         if file.exists() and file.read_text("utf-8") != self.text:
             raise PipelineError(
                 f"{file.resolve()}: is there and says something else. Run it (`lowbit run {file}`), remove it, or name another "
@@ -143,7 +145,7 @@ def name_of(model: Any) -> str:
     """A name for a result: the last part of the model's, in lower case."""
     source = model["source"] if isinstance(model, Mapping) else getattr(model, "source", model)
     return (
-        re.sub(r"[^a-z0-9._-]+", "-", Path(source).expanduser().resolve().name.lower().removesuffix(".onnx")).strip("-")
+        re.sub(r"[^a-z0-9._-]+", "-", Path(source).expanduser().resolve().name.lower().removesuffix(".onnx")).strip("-.")
         or "model"
     )
 

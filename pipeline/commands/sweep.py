@@ -90,15 +90,18 @@ def variants(recipe: Recipe, axes: list[Axis], folder: Path) -> list[Recipe]:
     Raises:
         PipelineError, RecipeError: a combination makes no recipe.
     """
-    found = []
+    found: list[Recipe] = []
     for values in itertools.product(*(axis.values for axis in axes)):
-        name = ",".join(f"{axis.option}={value}" for axis, value in zip(axes, values, strict=True))
+        said = ",".join(f"{axis.option}={value}" for axis, value in zip(axes, values, strict=True))
+        name = re.sub(r"[^A-Za-z0-9=,._-]", "_", said)
+        if any(other.name == name for other in found):
+            raise PipelineError(f"--vary: two combinations would be called {name}; vary other values, or one at a time.")
 
         def change(content: dict[str, Any], values: tuple[Any, ...] = values) -> None:
             for axis, value in zip(axes, values, strict=True):
                 axis.put(content, value)
 
-        found.append(variant(recipe, folder / f"{re.sub(r'[^A-Za-z0-9=,._-]', '_', name)}.yaml", change))
+        found.append(variant(recipe, folder / f"{name}.yaml", change))
     return found
 
 

@@ -12,6 +12,7 @@ from lowbit.passes.base import Options, Pass
 from lowbit.passes.registry import word_of
 from lowbit.pipeline.recipe.edit import portable
 from lowbit.pipeline.recipe.load import check_recipe
+from lowbit.pipeline.recipe.names import check_name
 from lowbit.pipeline.recipe.recipe import Recipe
 from lowbit.pipeline.recipe.sections import ORDER, Convert
 from lowbit.pipeline.recipe.yaml_reader import PlainValues
@@ -35,6 +36,7 @@ def make_recipe(name: str, folder: Path, sections: Mapping[str, Any]) -> Recipe:
     Raises:
         RecipeError: the first thing that is wrong, by the name of the option: `passes[0].quantize_matmul.bits`.
     """
+    check_name(name, folder)
     content = {key: _plain(sections[key]) for key in ORDER if sections.get(key) is not None}
     content |= {key: value for key, value in sections.items() if key not in ORDER}
     if isinstance(passes := sections.get("passes"), Sequence) and not isinstance(passes, str):

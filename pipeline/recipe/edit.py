@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from lowbit.pipeline.recipe.load import load_recipe
+from lowbit.pipeline.recipe.names import check_name
 from lowbit.pipeline.recipe.recipe import PassEntry, Recipe
 
 PATHS = {"model": ("source",), "validate": ("text", "inputs"), "calibrate": ("text", "prompts")}
@@ -41,8 +42,9 @@ def variant(recipe: Recipe, file: Path, change: Callable[[dict[str, Any]], None]
     """`recipe` with its values changed, written to `file` and read again as any recipe.
 
     Raises:
-        RecipeError: the change makes no recipe.
+        RecipeError: the change makes no recipe, or the file's name is none for a result.
     """
+    check_name(file.stem, file)
     content = portable(recipe)
     change(content)
     file.parent.mkdir(parents=True, exist_ok=True)

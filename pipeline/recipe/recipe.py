@@ -9,6 +9,7 @@ import onnx_graphsurgeon as gs
 
 from lowbit.passes.base import Outcome, Pass, PassError
 from lowbit.pipeline.errors import OptionName, Position
+from lowbit.pipeline.recipe.names import check_name
 from lowbit.pipeline.recipe.sections import Calibrate, Convert, Export, Model, Validate
 
 
@@ -38,7 +39,11 @@ class PassEntry:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe, checked. `calibrate` and `validate` are None, `convert` is empty when the recipe leaves them out."""
+    """A recipe, checked. `calibrate` and `validate` are None, `convert` is empty when the recipe leaves them out.
+
+    Raises:
+        RecipeError: its name is not safe as that of a folder.
+    """
 
     name: str
     file: Path
@@ -49,6 +54,9 @@ class Recipe:
     passes: tuple[PassEntry, ...]
     validate: Validate | None
     convert: tuple[Convert, ...]
+
+    def __post_init__(self) -> None:
+        check_name(self.name, self.file)
 
     @property
     def folder(self) -> Path:

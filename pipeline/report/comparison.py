@@ -12,6 +12,7 @@ from lowbit.pipeline.report.drawing import svg
 from lowbit.pipeline.report.manifest import Manifest, read_manifest
 from lowbit.pipeline.report.template import page_template
 from lowbit.pipeline.report.units import megabytes
+from lowbit.pipeline.store.store import writing
 
 COLUMNS = ("", "size", "bits", "ppl", "KL", "rtn KL", "same", "gates", "time")
 """Size of the first hand-off; stored bits per weight; perplexity; KL divergence in nats per token, and that of plain rounding;
@@ -59,9 +60,10 @@ def write_comparison(file: Path, results: list[Result], rows: list[tuple[str, ..
     ]
     picture = svg(compare_figure(points)) if points else None
     recipes = [(name, manifest.recipe_text) for name, manifest in results]
-    file.parent.mkdir(parents=True, exist_ok=True)
     page = page_template("compare.html.j2").render(columns=COLUMNS, rows=rows, picture=picture, recipes=recipes)
-    file.write_text(page, "utf-8")
+    with writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(page, "utf-8")
 
 
 def _size(manifest: Manifest) -> int:

@@ -145,7 +145,7 @@ def _ended_on_failure(lease: Lease) -> Iterator[None]:
 
 
 class writing:  # noqa: N801  (reads as a statement: `with writing(folder):`)
-    """Turns a full disk or a folder without permission into a sentence."""
+    """Turns a full disk, a folder without permission, or a file in a folder's place into a sentence."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -160,7 +160,7 @@ class writing:  # noqa: N801  (reads as a statement: `with writing(folder):`)
             raise PipelineError(
                 f"{self.folder}: the disk is full. What was finished is kept; free some space and run again to go on."
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
             raise PipelineError(f"{error.filename or self.folder}: cannot write here ({error.strerror}).") from error
 
 
