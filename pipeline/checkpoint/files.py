@@ -11,6 +11,9 @@ from lowbit.pipeline.errors import CheckpointError
 
 TEXT_BYTES = 64 << 20
 """The largest configuration, tokenizer or template; Gemma's tokenizer.json takes 33 MB."""
+DEEPEST = 64
+"""Levels of JSON; configurations have five."""
+TOO_DEEP = f"it is nested more than {DEEPEST} levels deep"
 
 
 def regular_file(path: Path, most: int | None = None) -> Path:
@@ -62,6 +65,34 @@ def read_text(folder: Path, name: str) -> str | None:
         raise CheckpointError(f"{folder / name}: cannot be read as UTF-8 text: {error}") from error
 
 
+def parse_json(text: str | bytes) -> Any:
+    """What JSON says, where all who read it agree: engines and libraries differ on keys that stand there twice.
+
+    Raises:
+        ValueError: it is no JSON, repeats a key of an object, or is nested more than DEEPEST deep.
+    """
+    try:
+        value = json.loads(text, object_pairs_hook=_object)
+    except RecursionError as error:
+        raise ValueError(TOO_DEEP) from error
+    level = [value] if isinstance(value, dict | list) else []
+    depth = 0
+    while level:
+        if (depth := depth + 1) > DEEPEST:
+            raise ValueError(TOO_DEEP)
+        parts = (part for whole in level for part in (whole.values() if isinstance(whole, dict) else whole))
+        level = [part for part in parts if isinstance(part, dict | list)]
+    return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in value if names.count(name) > 1)!r} stands twice in one object")
+    return value
+
+
 def read_json(folder: Path, name: str) -> dict[str, Any]:
     """A JSON object; {} where there is no such file.
 
@@ -71,8 +102,8 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
     if (text := read_text(folder, name)) is None:
         return {}
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        value = parse_json(text)
+    except ValueError as error:
         raise CheckpointError(f"{folder / name}: not readable as JSON: {error}") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{folder / name}: holds a {type(value).__name__}, expected a JSON object.")

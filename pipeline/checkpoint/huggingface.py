@@ -16,6 +16,8 @@ SIDE_FILES = (
     "special_tokens_map.json", "chat_template.jinja",
 )  # fmt: skip
 """What travels with the weights into the result, where the checkpoint has it."""
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+"""The file of all weights, or that which says where each is."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,19 @@ class Checkpoint:
         """Every tensor of every shard, by its checkpoint name; only headers are read.
 
         Raises:
-            CheckpointError: a file is cut short, its header lies, a shard is missing, or all there is
-                is a pickle.
+            CheckpointError: a file is cut short, its header lies, a shard is missing, a tensor lies in two shards or not
+                where the index says, or all there is is a pickle.
         """
+        index = self._index()
         weights: dict[str, CheckpointWeight] = {}
-        for file in self._shards():
-            weights |= read_header(file)
+        for file in self._shards(index):
+            for name, weight in read_header(file).items():
+                if name in weights:
+                    raise CheckpointError(f"{file}: has '{name}', and so has {weights[name].file.name}. Keep the right one.")
+                if index and index.get(name) != file.name:
+                    where = f"puts it in '{index[name]}'" if name in index else "does not name it"
+                    raise CheckpointError(f"{file}: has '{name}', but {INDEX} {where}. The two belong to different models.")
+                weights[name] = weight
         return weights
 
     def read_json(self, name: str) -> dict[str, Any]:
@@ -59,22 +68,30 @@ class Checkpoint:
         present = {name: present_file(self.folder, name) for name in SIDE_FILES}
         return {name: file for name, file in present.items() if file is not None}
 
-    def _shards(self) -> list[Path]:
-        index = self.folder / "model.safetensors.index.json"
-        if present_file(self.folder, index.name) is not None:
-            shards = self.read_json(index.name).get("weight_map", {})
-            if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
-                raise CheckpointError(f"{index}: its weight_map does not name shards by the tensors in them.")
-            names = sorted(set(shards.values()))
-            for name in names:
-                if Path(name).name != name or name == "..":
-                    raise CheckpointError(f"{index}: shard '{name}' is not a plain file name.")
-                if not (self.folder / name).is_file():
-                    raise CheckpointError(f"{index}: names the shard '{name}', which is not in {self.folder}.")
-            return [self.folder / name for name in names]
-        files = sorted(self.folder.glob("*.safetensors"))
+    def _index(self) -> dict[str, str]:
+        """Shards by the tensors in them; {} without an index."""
+        where = self.folder / INDEX
+        if present_file(self.folder, INDEX) is None:
+            return {}
+        shards = self.read_json(INDEX).get("weight_map")
+        if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
+            raise CheckpointError(f"{where}: its weight_map does not name shards by the tensors in them.")
+        for name in sorted(set(shards.values())):
+            if Path(name).name != name or name == "..":
+                raise CheckpointError(f"{where}: shard '{name}' is not a plain file name.")
+            if not (self.folder / name).is_file():
+                raise CheckpointError(f"{where}: names the shard '{name}', which is not in {self.folder}.")
+        return shards
+
+    def _shards(self, index: dict[str, str]) -> list[Path]:
+        """The files of the weights: as in transformers, model.safetensors is all there is where it exists."""
+        files, whole = sorted(self.folder.glob("*.safetensors")), self.folder / WHOLE
+        if index:
+            if whole in files and set(index.values()) != {WHOLE}:
+                raise CheckpointError(f"{self.folder}: has {WHOLE}, and an index of other files. Keep those that are right.")
+            return [self.folder / name for name in sorted(set(index.values()))]
         if files:
-            return files
+            return [whole] if whole in files else files
         pickles = sorted(p.name for kind in ("*.bin", "*.pt", "*.pth") for p in self.folder.glob(kind))
         if pickles:
             raise CheckpointError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import struct
 from pathlib import Path
@@ -14,7 +13,7 @@ import onnx
 from onnx import TensorProto
 
 from lowbit.passes.quant.weights import Weight
-from lowbit.pipeline.checkpoint.files import regular_file
+from lowbit.pipeline.checkpoint.files import parse_json, regular_file
 from lowbit.pipeline.errors import CheckpointError
 
 MAX_HEADER_BYTES = 25_000_000
@@ -92,8 +91,8 @@ def _header(file: Path, real: Path, size: int) -> tuple[int, dict[str, Any]]:
         if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
             raise CheckpointError(f"{file}: not a safetensors file, or cut short ({size} bytes).")
         try:
-            header = json.loads(stream.read(length))
-        except (ValueError, RecursionError) as error:
+            header = parse_json(stream.read(length))
+        except ValueError as error:
             raise CheckpointError(f"{file}: its header is damaged: {error}") from error
     if not isinstance(header, dict):
         raise CheckpointError(f"{file}: its header is not a JSON object.")

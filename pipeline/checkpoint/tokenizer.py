@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -9,6 +10,8 @@ from tokenizers import Tokenizer
 from lowbit.pipeline.checkpoint.files import read_text
 from lowbit.pipeline.checkpoint.huggingface import Checkpoint
 from lowbit.pipeline.errors import CheckpointError
+
+MOST_TOKENS = 1 << 24
 
 
 def special_texts(checkpoint: Checkpoint) -> dict[str, str]:
@@ -19,7 +22,8 @@ def special_texts(checkpoint: Checkpoint) -> dict[str, str]:
 
 def stop_ids(checkpoint: Checkpoint) -> list[int]:
     """Ids that end an answer: those of both configurations, and that of the tokenizer's own end."""
-    stop = {i for name in ("generation_config.json", "config.json") for i in _ids(checkpoint.read_json(name), "eos_token_id")}
+    files = ("generation_config.json", "config.json")
+    stop = {i for name in files for i in _ids(checkpoint.folder / name, checkpoint.read_json(name), "eos_token_id")}
     tokenizer = checkpoint.read_json("tokenizer.json")
     added = {token["content"]: token["id"] for token in tokenizer.get("added_tokens", [])}
     ids = {**_vocabulary(tokenizer.get("model", {})), **added}
@@ -30,20 +34,28 @@ def stop_ids(checkpoint: Checkpoint) -> list[int]:
 
 def document_end(checkpoint: Checkpoint) -> list[int]:
     """The id between two documents: the one that config.json ends a text with; none where it has a list of them."""
-    end = checkpoint.config.get("eos_token_id")
-    return [end] if isinstance(end, int) else []
+    ids = _ids(checkpoint.folder / "config.json", checkpoint.config, "eos_token_id")
+    return [] if isinstance(checkpoint.config.get("eos_token_id"), list) else ids
 
 
 def begin_id(checkpoint: Checkpoint) -> int:
     """The id that a text begins with: that of config.json (0 counts as none), else the first that ends a text, else 0."""
-    config = checkpoint.config
-    return next((i for i in [*_ids(config, "bos_token_id"), *_ids(config, "eos_token_id")] if i), 0)
+    where = checkpoint.folder / "config.json"
+    ids = [i for name in ("bos_token_id", "eos_token_id") for i in _ids(where, checkpoint.config, name)]
+    return next((i for i in ids if i), 0)
 
 
-def _ids(config: dict[str, Any], name: str) -> list[int]:
-    """Ids that a configuration gives as a number, a list of them, or not at all."""
+def _ids(where: Path, config: dict[str, Any], name: str) -> list[int]:
+    """Ids that a configuration gives as a number, a list of them, or not at all.
+
+    Raises:
+        CheckpointError: they are no numbers of tokens.
+    """
     value = config.get(name)
-    return value if isinstance(value, list) else [] if value is None else [value]
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(type(i) is int and 0 <= i < MOST_TOKENS for i in ids):
+        raise CheckpointError(f"{where}: {name} is {value!r}; expected a token's number, or a list of them.")
+    return ids
 
 
 def _vocabulary(model: dict[str, Any]) -> dict[str, int]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
-from lowbit.passes.graph.names import LAYER
 from lowbit.pipeline.checkpoint.config import translated
 from lowbit.pipeline.checkpoint.huggingface import Checkpoint
 from lowbit.pipeline.checkpoint.onnx_model import OnnxModel
@@ -37,6 +37,10 @@ TASKS = {
 
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 """Those whose frequencies are the same for every length."""
+
+LAYERS = re.compile(r"layers?\.(\d+)\.")
+NUMBERED = {"num_hidden_layers": LAYERS, "n_layers": LAYERS, "num_experts": re.compile(r"\.experts\.(\d+)\.")}
+"""What configurations count, and its number in names of weights."""
 
 DIMENSIONS = {
     "hidden_size": 1 << 17, "intermediate_size": 1 << 20, "num_hidden_layers": 1 << 12, "num_attention_heads": 1 << 12,
@@ -78,16 +82,18 @@ def _check_dimensions(config: dict[str, Any], where: Path) -> None:
 
 
 def check_layers(checkpoint: Checkpoint) -> None:
-    """Refuse a configuration of more layers than there are weights for; they would all be traced first.
+    """Refuse a configuration of more layers than there are weights for, which would all be traced first, or of fewer.
 
     Raises:
         ExportError, CheckpointError: the two files belong to different models, or the weights are damaged.
     """
-    layers = {int(layer.group(1)) for name in checkpoint.weights if (layer := LAYER.search(name))}
-    described = checkpoint.config.get("num_hidden_layers")
-    if layers and described is not None and described > len(layers):
-        where = checkpoint.folder / "config.json"
-        raise ExportError(f"{where}: num_hidden_layers is {described}, the weights have {len(layers)} layers.")
+    where = checkpoint.folder / "config.json"
+    for option, pattern in NUMBERED.items():
+        numbers = {int(part.group(1)) for name in checkpoint.weights if (part := pattern.search(name))}
+        described = checkpoint.config.get(option)
+        if numbers and described is not None and (len(numbers), max(numbers) + 1) != (described, described):
+            kind = "experts" if option == "num_experts" else "layers"
+            raise ExportError(f"{where}: {option} is {described}, the weights have {len(numbers)} {kind}.")
 
 
 def is_decoder(checkpoint: Checkpoint, options: Export) -> bool:

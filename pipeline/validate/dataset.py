@@ -92,6 +92,8 @@ def _from_file(path: Path, graph: gs.Graph) -> Feeds:
     for name, dtype in wanted.items():
         if arrays[name].dtype != dtype:
             raise PipelineError(f"validate: {path}: '{name}' is {arrays[name].dtype}, the model takes {dtype}.")
+        if dtype.kind == "f" and not np.isfinite(arrays[name]).all():
+            raise PipelineError(f"validate: {path}: '{name}' has values that are not finite; nothing can be compared on them.")
     return arrays
 
 

@@ -106,6 +106,58 @@ def test_shards(tmp_path: Path) -> None:
         weights(tmp_path)
 
 
+def test_a_tensor_is_in_one_place_and_the_index_knows_it(tmp_path: Path) -> None:
+    folder(tmp_path)
+    index = tmp_path / "model.safetensors.index.json"
+    save_file({"a": np.ones(2, np.float32), "b": np.ones(3, np.float32)}, tmp_path / "one.safetensors")
+    save_file({"b": np.zeros(3, np.float32)}, tmp_path / "two.safetensors")
+    for shards, message in (
+        (None, r"two.safetensors: has 'b', and so has one.safetensors"),
+        ({"a": "one.safetensors", "b": "two.safetensors"}, r"one.safetensors: has 'b', but .*index.json puts it in 'two.safet"),
+        ({"a": "one.safetensors"}, r"one.safetensors: has 'b', but .*index.json does not name it"),
+        ({}, "does not name shards by the tensors in them"),
+    ):
+        if shards is not None:
+            index.write_text(json.dumps({"weight_map": shards}))
+        with pytest.raises(CheckpointError, match=message):
+            weights(tmp_path)
+
+
+def test_the_file_of_all_weights_is_all_there_is(tmp_path: Path) -> None:
+    """As in transformers, which reads no other beside it."""
+    folder(tmp_path, a=np.ones(2, np.float32))
+    save_file({"b": np.ones(3, np.float32)}, tmp_path / "adapter.safetensors")
+    assert set(open_checkpoint(tmp_path, "x").weights) == {"a"}
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text('{"weight_map": {"b": "adapter.safetensors"}}')
+    with pytest.raises(CheckpointError, match="has model.safetensors, and an index of other files"):
+        weights(tmp_path)
+    index.write_text('{"weight_map": {"a": "model.safetensors"}}')
+    assert set(open_checkpoint(tmp_path, "x").weights) == {"a"}
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        (
+            b'{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]},"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}',
+            "'a'",
+        ),
+        (b'{"a":{"dtype":"F32","shape":[4],"shape":[2,2],"data_offsets":[0,16]}}', "'shape'"),
+    ],
+)
+def test_a_header_that_says_something_twice(tmp_path: Path, header: bytes, message: str) -> None:
+    with pytest.raises(CheckpointError, match=f"its header is damaged: {message} stands twice in one object"):
+        weights(raw(tmp_path, header, b"\0" * 16))
+
+
+@pytest.mark.parametrize("text", ['{"a": ' + "[" * 65 + "]" * 65 + "}", '{"a": ' + "[" * 900 + "]" * 900 + "}", "[" * 100_000])
+def test_json_that_is_nested_too_deep(tmp_path: Path, text: str) -> None:
+    (folder(tmp_path) / "config.json").write_text(text)
+    with pytest.raises(CheckpointError, match="config.json: not readable as JSON: it is nested more than 64 levels deep"):
+        _ = open_checkpoint(tmp_path, "x").config
+
+
 def test_json_files_that_are_none(tmp_path: Path) -> None:
     path = folder(tmp_path) / "config.json"
     path.write_text("{broken")

@@ -125,6 +125,8 @@ def test_inputs_of_ones_own(tmp_path: Path) -> None:
     [
         ({"picture": random(1, 3, 8, 8)}, r"holds \['picture'\], the model takes \['image'\]"),
         ({"image": random(1, 3, 8, 8).astype(np.float64)}, "'image' is float64, the model takes float32"),
+        ({"image": np.full((1, 3, 8, 8), np.nan, np.float32)}, "'image' has values that are not finite"),
+        ({"image": np.full((1, 3, 8, 8), np.inf, np.float32)}, "'image' has values that are not finite"),
         (None, "cannot be read as an .npz file of arrays"),
     ],
 )
@@ -164,6 +166,30 @@ def test_files_that_are_no_models(tmp_path: Path) -> None:
     (tmp_path / "own.data").unlink()
     with pytest.raises(CheckpointError, match="not a valid ONNX model: .*own.data"):
         open_onnx(file, "own.onnx").graph()
+
+
+def test_sparse_tensors_are_refused_wherever_they_are(tmp_path: Path) -> None:
+    """Read as dense ones they would be zeros."""
+    values = onnx.helper.make_tensor("a_sparse", onnx.TensorProto.FLOAT, [1], [2.0])
+    sparse = onnx.helper.make_sparse_tensor(values, onnx.helper.make_tensor("", onnx.TensorProto.INT64, [1], [3]), [24576])
+    model = onnx.load(str(write(tmp_path / "own.onnx")))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(True), "yes"))
+    branch = onnx.parser.parse_graph("b () => (float z) { z = Constant <value = float {1}> () }")
+    constant = onnx.helper.make_node("Constant", [], ["k"], sparse_value=sparse)
+    for name, add in (
+        ("a_sparse", lambda m: m.graph.sparse_initializer.append(sparse)),
+        ("k.sparse_value", lambda m: m.graph.node.append(constant)),
+        ("k.sparse_value", lambda m: (branch.node.append(constant), m.graph.node.append(_if(branch)))),
+    ):
+        changed = onnx.ModelProto.FromString(model.SerializeToString())
+        add(changed)
+        onnx.save(changed, str(tmp_path / "sparse.onnx"))
+        with pytest.raises(CheckpointError, match=f"'{name}' is a sparse tensor; write its zeros out"):
+            open_onnx(tmp_path / "sparse.onnx", "").graph()
+
+
+def _if(branch: onnx.GraphProto) -> onnx.NodeProto:
+    return onnx.helper.make_node("If", ["yes"], ["chosen"], then_branch=branch, else_branch=branch)
 
 
 def test_weights_stay_where_they_are(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from lowbit.pipeline.checkpoint.huggingface import Checkpoint
 from lowbit.pipeline.checkpoint.tokenizer import begin_id, document_end, stop_ids
+from lowbit.pipeline.errors import CheckpointError
 
 
 def checkpoint(folder: Path, **files: Any) -> Checkpoint:
@@ -27,6 +28,15 @@ def test_every_file_may_name_an_end(tmp_path: Path) -> None:
     named = {"eos_token": {"content": "<b>"}}
     assert stop_ids(checkpoint(tmp_path, tokenizer=tokens, tokenizer_config=named)) == [0, 2, 9]
     assert stop_ids(checkpoint(tmp_path, tokenizer_config={"eos_token": "<a>"})) == [0, 2, 3]
+
+
+@pytest.mark.parametrize("value", [-1, 2.0, True, "2", [2, -1], [[2]], {"a": 1}, 1 << 40])
+def test_ids_that_are_none(tmp_path: Path, value: Any) -> None:
+    for file, read in (("config", begin_id), ("config", document_end), ("config", stop_ids), ("generation_config", stop_ids)):
+        (tmp_path / file).mkdir(exist_ok=True)
+        found = checkpoint(tmp_path / file, **{file: {"eos_token_id": value}})
+        with pytest.raises(CheckpointError, match=f"{file}.json: eos_token_id is .*; expected a token's number, or a list"):
+            read(found)
 
 
 @pytest.mark.parametrize(

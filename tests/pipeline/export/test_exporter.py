@@ -16,7 +16,7 @@ from lowbit.pipeline.checkpoint.huggingface import open_checkpoint
 from lowbit.pipeline.checkpoint.resolve import resolve
 from lowbit.pipeline.errors import ExportError
 from lowbit.pipeline.export.bind import bind
-from lowbit.pipeline.export.support import check_config
+from lowbit.pipeline.export.support import check_config, check_layers
 from lowbit.pipeline.recipe.load import load_recipe
 from lowbit.pipeline.recipe.sections import Export
 from lowbit.pipeline.runtime.session import decoder_feeds, open_reference
@@ -152,6 +152,28 @@ def test_configs_that_would_be_exported_as_something_else(
     (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
     with pytest.raises(ExportError, match=message):
         check_config(open_checkpoint(folder, "x"), Export())
+
+
+@pytest.mark.parametrize(
+    ("kind", "option", "count", "message"),
+    [
+        ("qwen2", "num_hidden_layers", 1, "num_hidden_layers is 1, the weights have 2 layers"),
+        ("qwen2", "num_hidden_layers", 3, "num_hidden_layers is 3, the weights have 2 layers"),
+        ("bert", "num_hidden_layers", 1, "num_hidden_layers is 1, the weights have 2 layers"),
+        ("distilbert", "n_layers", 3, "n_layers is 3, the weights have 2 layers"),
+        ("vit", "num_hidden_layers", 1, "num_hidden_layers is 1, the weights have 2 layers"),
+        ("qwen3_moe", "num_experts", 2, "num_experts is 2, the weights have 4 experts"),
+    ],
+)
+def test_what_the_weights_are_counted_by(
+    tiny: Callable[..., Path], tmp_path: Path, kind: str, option: str, count: int, message: str
+) -> None:
+    folder = shutil.copytree(tiny(kind), tmp_path / "copy")
+    check_layers(open_checkpoint(folder, "x"))
+    config = json.loads((folder / "config.json").read_text()) | {option: count}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ExportError, match=message):
+        check_layers(open_checkpoint(folder, "x"))
 
 
 def test_a_checkpoint_of_the_hub_s_cache_is_read_through_its_links(
