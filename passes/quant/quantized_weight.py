@@ -95,9 +95,10 @@ class QuantizedWeight:
         Raises:
             PassError: a weight is NaN or infinite, or too large for the scale dtype.
         """
-        return in_order(self._quantize, self.source.chunks())
+        return in_order(self.quantize, self.source.chunks())
 
-    def _quantize(self, piece: tuple[int, npt.NDArray[Any]]) -> Chunk:
+    def quantize(self, piece: tuple[int, npt.NDArray[Any]]) -> Chunk:
+        """What the file holds of some rows of the source, `(start, rows)`; raises as `chunks` does."""
         start, rows = piece
         bits, shift = as_bits(rows)
         if not all_finite(bits, np.uint32(shift)):

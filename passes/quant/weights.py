@@ -49,11 +49,22 @@ class Weight(LazyValues):  # type: ignore[misc]
         return self.rows(0, self.shape[0]) if self.shape else self.rows(0, 1)
 
     def chunks(self) -> Iterator[tuple[int, npt.NDArray[Any]]]:
-        """`(start, rows)` from first to last, each about `ROW_CHUNK_BYTES`."""
-        count, read = self.shape[0] if self.shape else 1, self.reader()
+        """`(start, rows)` from first to last, by `ranges`."""
+        read = self.reader()
+        for start, stop in self.ranges():
+            yield start, read(start, stop)
+
+    def ranges(self) -> list[tuple[int, int]]:
+        """The first row and the one after the last of each of `chunks`, about `ROW_CHUNK_BYTES` each."""
+        count = self.shape[0] if self.shape else 1
         step = rows_per_chunk(self.nbytes // max(count, 1))
-        for start in range(0, count, step):
-            yield start, read(start, min(start + step, count))
+        return [(start, min(start + step, count)) for start in range(0, count, step)]
+
+    def sample(self) -> list[tuple[int, int]]:
+        """The first, the middle and the last of `ranges`: what is read again to see whether codes are those of this weight."""
+        ranges = self.ranges()
+        middle = len(ranges) // 2
+        return sorted({*ranges[:1], *ranges[middle : middle + 1], *ranges[-1:]})
 
     @property
     def tensor(self) -> onnx.TensorProto:

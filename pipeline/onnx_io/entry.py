@@ -24,24 +24,34 @@ def write_entry(weight: QuantizedWeight, folder: Path) -> dict[str, float]:
     """Quantize a weight into files of a folder, one for each of its parts.
 
     Returns:
-        Facts over all weights: `mse`, the mean squared error, and `relative_error`, |W' - W| / |W|.
+        Facts over all weights: `mse`, the mean squared error, and `relative_error`, |W' - W| / |W|; and `sampled_error`,
+        the latter over the rows of `Weight.sample`, which tells later whether codes are those of this weight.
     """
     return write_chunks(weight, weight.chunks(), folder)
 
 
 def write_chunks(weight: QuantizedWeight, chunks: Iterable[Chunk], folder: Path) -> dict[str, float]:
     """Write a quantized weight, given from the first row to the last, as `write_entry` does."""
-    squared_error = square = 0.0
+    errors = {}
     files = {name: (folder / name).open("wb") for name in weight.parts}
     try:
-        for chunk in chunks:
+        for rows, chunk in zip(weight.source.ranges(), chunks, strict=True):
             for name, stream in files.items():
                 stream.write(memoryview(getattr(chunk, name)).cast("B"))
-            squared_error += chunk.squared_error
-            square += chunk.square
+            errors[rows] = chunk.squared_error, chunk.square
     finally:
         for stream in files.values():
             stream.close()
     n, k = weight.source.shape
-    relative_error = math.sqrt(squared_error / max(square, np.finfo(np.float64).tiny))
-    return {"mse": squared_error / (n * k), "relative_error": relative_error}
+    squared_error = sum(error for error, _ in errors.values())
+    return {
+        "mse": squared_error / (n * k),
+        "relative_error": relative_error(errors.values()),
+        "sampled_error": relative_error(errors[rows] for rows in weight.source.sample()),
+    }
+
+
+def relative_error(sums: Iterable[tuple[float, float]]) -> float:
+    """|W' - W| / |W| over rows of which the sums of squares of W' - W and of W are known."""
+    errors, squares = zip(*sums, strict=True)
+    return math.sqrt(sum(errors) / max(sum(squares), np.finfo(np.float64).tiny))

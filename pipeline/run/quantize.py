@@ -10,8 +10,11 @@ from lowbit.passes.graph.quantized_ops import quantized_matmuls
 from lowbit.pipeline.calibrate.channel_scales import find_channel_scales
 from lowbit.pipeline.calibrate.dataset import calibration_windows
 from lowbit.pipeline.calibrate.sequential import calibrate
+from lowbit.pipeline.errors import PipelineError
 from lowbit.pipeline.onnx_io.entry import entry_of
 from lowbit.pipeline.onnx_io.folder import write_files
+from lowbit.pipeline.onnx_io.from_source import chosen_by_data, wrong_weights
+from lowbit.pipeline.onnx_io.writer import MODEL
 from lowbit.pipeline.recipe.recipe import PassEntry, Recipe
 from lowbit.pipeline.recipe.sections import Calibrate
 from lowbit.pipeline.run.context import Run
@@ -21,7 +24,7 @@ TEXT, WRITE = "calibration text", "write onnx"
 
 
 def quantizing_steps(recipe: Recipe) -> list[Step]:
-    """From the float graph to the files of the quantized one; the last is `WRITE`."""
+    """From the float graph to the files of the quantized one, made by `WRITE`, and a look at whether they hold its codes."""
     before, steps = "rehearse", []
     for number, entry in enumerate(recipe.passes):
         steps.append(_pass_step(entry, before, f"pass {number}"))
@@ -29,7 +32,8 @@ def quantizing_steps(recipe: Recipe) -> list[Step]:
     if recipe.calibrate is not None:
         steps += _reading_steps(recipe, recipe.calibrate, before)
         before = steps[-1].name
-    return [*steps, Step(WRITE, _write_onnx, inputs=(before,), code=(write_files,))]
+    steps.append(Step(WRITE, _write_onnx, inputs=(before,), code=(write_files,)))
+    return [*steps, Step("verify codes", _verify, inputs=(WRITE,), code=(wrong_weights,))]
 
 
 def _pass_step(entry: PassEntry, before: str, identity: str) -> Step:
@@ -108,3 +112,24 @@ def _write_onnx(run: Run, task: Task) -> None:
     task.recalled_each(len(run.entries) - streamed.recalled, len(run.entries), "weights quantized")
     for name, file in run.checkpoint.side_files().items():
         shutil.copyfile(file, folder / name)
+
+
+def _verify(run: Run, task: Task) -> None:
+    """Hold a sample of the codes of every weight against the checkpoint; what is wrong is not kept."""
+    model = run.work / "onnx" / MODEL
+    wrong = wrong_weights(run.graph, model, run.entries)
+    if not wrong:
+        task.record.notes.append(
+            f"codes of {len(run.entries)} weights are those of the checkpoint, by a sample of rows of each"
+        )
+        return
+    for weight, entry in run.entries.items():
+        if weight in wrong or chosen_by_data(weight):  # the latter saw what the wrong ones make of the text
+            run.sources.forget(weight.source)
+            run.store.remove(entry)
+    weight, fault = next(iter(wrong.items()))
+    others = f", nor are those of {len(wrong) - 1} others" if len(wrong) > 1 else ""
+    raise PipelineError(
+        f"{weight.name}: its codes are not those of the checkpoint ({fault}){others}. They came from {run.store.root} and were "
+        "removed there. Run the recipe again: they are made anew."
+    )

@@ -69,6 +69,14 @@ class SourceDigests:
             return None
         return _sealed(path)
 
+    def forget(self, weight: Weight) -> None:
+        """Let the digests of the tensors that a weight is made of be taken again when they are asked for."""
+        if isinstance(weight, CheckpointWeight):
+            self._path(weight).unlink(missing_ok=True)
+        for source in vars(weight).values():
+            if isinstance(source, Weight):
+                self.forget(source)
+
     def _path(self, weight: CheckpointWeight) -> Path:
         place = digest(str(weight.file), stat_signature(weight.file), weight.offset, weight.shape, weight.onnx_dtype)
         return self.store.root / "sources" / place[:2] / place

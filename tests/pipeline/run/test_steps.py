@@ -49,8 +49,8 @@ def test_everything_that_reads_text(steps_of: Callable[..., list[dict[str, Any]]
     steps = steps_of(*EVERYTHING, convert=CALIBRATE + "convert: {target: onnxruntime-genai}")
     assert [step["name"] for step in steps] == [
         "export", "rehearse", "narrow_embedding", "quantize_matmul", "fold_channel_scales",
-        "finetune_blocks", "calibration text", "channel scales", "calibrate", "finetune", "write onnx", "reference",
-        "plain rtn", "validate", "lower", "convert", "prove", "compare runtimes",
+        "finetune_blocks", "calibration text", "channel scales", "calibrate", "finetune", "write onnx", "verify codes",
+        "reference", "plain rtn", "validate", "lower", "convert", "prove", "compare runtimes",
     ]  # fmt: skip
     assert len({step["key"] for step in steps}) == len(steps)
 
