@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from lowbit.pipeline.checkpoint.config_schema import checked_config
 from lowbit.pipeline.checkpoint.files import present_file, read_json
 from lowbit.pipeline.checkpoint.safetensors_file import CheckpointWeight, read_header
 from lowbit.pipeline.errors import CheckpointError
@@ -36,8 +37,12 @@ class Checkpoint:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """config.json as it is written, before any library interprets it."""
-        return self.read_json("config.json")
+        """config.json as it is written, before any library interprets it; its numbers are those of a model.
+
+        Raises:
+            CheckpointError: see `read_json` and `checked_config`.
+        """
+        return checked_config(self.read_json("config.json"), self.folder / "config.json")
 
     @cached_property
     def weights(self) -> dict[str, CheckpointWeight]:

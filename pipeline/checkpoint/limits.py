@@ -6,6 +6,11 @@ import contextlib
 
 import psutil
 
+MOST_WIDTH, MOST_INNER, MOST_LAYERS, MOST_HEADS = 1 << 17, 1 << 20, 1 << 12, 1 << 12
+MOST_EXPERTS, MOST_TOKENS, MOST_POSITIONS = 1 << 12, 1 << 24, 1 << 26
+MOST_LABELS, MOST_PIXELS, MOST_CHANNELS, MOST_PATCHES = 1 << 17, 1 << 14, 1 << 8, 1 << 16
+"""Of a configuration: what the largest models have, and some times more."""
+
 TEMPLATE_SECONDS, TEMPLATE_BYTES, TEMPLATE_CHARACTERS = 3, 256 << 20, 16 << 20
 """Of processor time for one conversation, of memory beyond what the imports took, and of the text that comes out."""
 

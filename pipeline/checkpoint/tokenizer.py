@@ -9,9 +9,8 @@ from tokenizers import Tokenizer
 
 from lowbit.pipeline.checkpoint.files import read_text
 from lowbit.pipeline.checkpoint.huggingface import Checkpoint
+from lowbit.pipeline.checkpoint.limits import MOST_TOKENS
 from lowbit.pipeline.errors import CheckpointError
-
-MOST_TOKENS = 1 << 24
 
 
 def special_texts(checkpoint: Checkpoint) -> dict[str, str]:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
-from typing import Any
 
 from lowbit.pipeline.checkpoint.config import translated
+from lowbit.pipeline.checkpoint.config_schema import checked_config
 from lowbit.pipeline.checkpoint.huggingface import Checkpoint
 from lowbit.pipeline.checkpoint.onnx_model import OnnxModel
 from lowbit.pipeline.errors import ExportError
@@ -41,12 +40,8 @@ ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 LAYERS = re.compile(r"layers?\.(\d+)\.")
 NUMBERED = {"num_hidden_layers": LAYERS, "n_layers": LAYERS, "num_experts": re.compile(r"\.experts\.(\d+)\.")}
 """What configurations count, and its number in names of weights."""
-
-DIMENSIONS = {
-    "hidden_size": 1 << 17, "intermediate_size": 1 << 20, "num_hidden_layers": 1 << 12, "num_attention_heads": 1 << 12,
-    "num_key_value_heads": 1 << 12, "vocab_size": 1 << 24, "max_position_embeddings": 1 << 26,
-}  # fmt: skip
-"""The largest that anybody has made, and some times more."""
+WIDTHS = ("hidden_size", "dim", "intermediate_size", "hidden_dim", "moe_intermediate_size", "patch_size")
+"""What some weight has as many rows or columns as."""
 
 
 def check_config(checkpoint: Checkpoint, options: Export) -> None:
@@ -63,8 +58,7 @@ def check_config(checkpoint: Checkpoint, options: Export) -> None:
     fitting = TASKS[SUPPORTED[kind]]
     if options.task not in fitting:
         raise ExportError(f"{where}: '{kind}' is a {SUPPORTED[kind]}; set export: {{task: {' or '.join(fitting)}}}.")
-    _check_dimensions(config, where)
-    scaling = translated(config, where).get("rope_scaling") or {}
+    scaling = checked_config(translated(config, where), where).get("rope_scaling") or {}
     rope = scaling.get("rope_type", scaling.get("type", "default"))
     if rope not in ROPE_TYPES:
         raise ExportError(
@@ -73,16 +67,8 @@ def check_config(checkpoint: Checkpoint, options: Export) -> None:
         )
 
 
-def _check_dimensions(config: dict[str, Any], where: Path) -> None:
-    """Refuse numbers that describe no model, before something of their size is made."""
-    for name, largest in DIMENSIONS.items():
-        value = config.get(name)
-        if value is not None and not (type(value) is int and 1 <= value <= largest):
-            raise ExportError(f"{where}: {name} is {value!r}; expected a number from 1 to {largest:,}.")
-
-
 def check_layers(checkpoint: Checkpoint) -> None:
-    """Refuse a configuration of more layers than there are weights for, which would all be traced first, or of fewer.
+    """Refuse a configuration of more layers or width than there are weights for, which would be made first, or of fewer layers.
 
     Raises:
         ExportError, CheckpointError: the two files belong to different models, or the weights are damaged.
@@ -94,6 +80,10 @@ def check_layers(checkpoint: Checkpoint) -> None:
         if numbers and described is not None and (len(numbers), max(numbers) + 1) != (described, described):
             kind = "experts" if option == "num_experts" else "layers"
             raise ExportError(f"{where}: {option} is {described}, the weights have {len(numbers)} {kind}.")
+    widest = max((size for weight in checkpoint.weights.values() for size in weight.shape), default=0)
+    for option in WIDTHS if checkpoint.config.get("model_type") in VISION else (*WIDTHS, "vocab_size"):
+        if (described := checkpoint.config.get(option, 0)) > widest:
+            raise ExportError(f"{where}: {option} is {described}, no weight has more than {widest} rows or columns.")
 
 
 def is_decoder(checkpoint: Checkpoint, options: Export) -> bool:

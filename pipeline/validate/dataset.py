@@ -54,7 +54,7 @@ def samples_for(recipe: Recipe, checkpoint: Checkpoint, graph: gs.Graph) -> list
 def positions(checkpoint: Checkpoint) -> int | None:
     """Tokens that a model has learned positions for; RoBERTa's begin after its padding token's. None: nothing says."""
     config = checkpoint.config
-    before = int(config.get("pad_token_id", 1)) + 1 if "roberta" in config.get("model_type", "") else 0
+    before = (config.get("pad_token_id", 1) or 0) + 1 if "roberta" in config.get("model_type", "") else 0
     longest = config.get("max_position_embeddings")
     return None if longest is None else int(longest) - before
 

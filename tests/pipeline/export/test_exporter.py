@@ -163,6 +163,8 @@ def test_configs_that_would_be_exported_as_something_else(
         ("distilbert", "n_layers", 3, "n_layers is 3, the weights have 2 layers"),
         ("vit", "num_hidden_layers", 1, "num_hidden_layers is 1, the weights have 2 layers"),
         ("qwen3_moe", "num_experts", 2, "num_experts is 2, the weights have 4 experts"),
+        ("vit", "hidden_size", 1 << 16, "hidden_size is 65536, no weight has more than 128 rows or columns"),
+        ("llama", "vocab_size", 1 << 20, "vocab_size is 1048576, no weight has more than 320 rows or columns"),
     ],
 )
 def test_what_the_weights_are_counted_by(
