@@ -15,7 +15,7 @@ CASES = (
     "or squared_error or lsb_equals and 16 or planes_hold and 16 or exact_scale "
     "or reaches_the_largest"
 )
-FILES = ("test_methods.py", "test_pack.py", "test_blocks.py", "test_quantized.py")
+FILES = ("methods/test_methods.py", "quant/test_pack.py", "quant/test_format.py", "quant/test_quantized_weight.py")
 
 
 def test_kernels_compute_the_same_without_numba() -> None:
