@@ -31,13 +31,14 @@ if TYPE_CHECKING:
         run,
         schema,
         sweep,
+        trust_plugins,
     )
     from lowbit.pipeline.errors import PipelineError, RecipeError, ValidationFailed
 
 __all__ = [
     "Chat", "Comparison", "PassError", "PipelineError", "Plan", "Recipe", "RecipeError", "Result", "ValidationFailed",
     "chat", "check", "compare", "doctor", "frontier", "load_recipe", "measure", "plan", "quantize", "recipe_for", "run",
-    "schema", "sweep",
+    "schema", "sweep", "trust_plugins",
 ]  # fmt: skip
 
 ERRORS = {"PassError": "passes.base", "PipelineError": "pipeline.errors", "RecipeError": "pipeline.errors"}

@@ -15,14 +15,15 @@ import lowbit.passes.methods as methods  # not from: the package asks this modul
 from lowbit import passes
 from lowbit.passes.base import Pass, first_mistake, option_mistake
 from lowbit.passes.quant.method import Method
+from lowbit.passes.trust import import_trusted
 
 T = TypeVar("T")
 
 
 def names_in(package: ModuleType) -> list[str]:
-    """The words of a package, sorted: its modules but `base` and `registry`; packages within it are no words."""
+    """The words of a package, sorted: its modules but `base`, `registry` and `trust`; packages within it are no words."""
     found = pkgutil.iter_modules(package.__path__)
-    return sorted(m.name for m in found if not m.ispkg and m.name not in ("base", "registry"))
+    return sorted(m.name for m in found if not m.ispkg and m.name not in ("base", "registry", "trust"))
 
 
 def did_you_mean(word: str, known: list[str]) -> str:
@@ -57,17 +58,14 @@ def class_in(dotted: str, kind: type[T], word: str) -> type[T]:
     """The class of a kind that a module defines: `word` is what the kind is called in sentences.
 
     Raises:
-        KeyError: with a sentence, when there is no such module, or it does not define exactly one.
+        KeyError: with a sentence, when there is no such module, it is not trusted, or it does not define exactly one.
     """
     if not all(part.isidentifier() for part in dotted.split(".")):
         raise KeyError(
             f"'{dotted}' cannot be the name of a {word}: use letters, digits and underscores, with dots between them for a "
             "module of your own."
         )
-    try:
-        module = importlib.import_module(dotted)
-    except ModuleNotFoundError as error:
-        raise KeyError(f"there is no {word} module '{dotted}': {error.msg}") from error
+    module = import_trusted(dotted, word)
     own = classes_in(module, kind)
     if len(own) != 1:
         raise KeyError(f"module '{dotted}' must define one {word}, it defines {len(own)}")

@@ -13,6 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
+from lowbit.passes.trust import trust_folders
 from lowbit.pipeline.commands.chat import Chat, answer, open_chat, talk
 from lowbit.pipeline.commands.check import check_folder
 from lowbit.pipeline.commands.doctor import Finding, examine, findings_table
@@ -28,7 +29,7 @@ from lowbit.pipeline.report.result import Comparison, Result, compare_results
 __all__ = [
     "Chat", "Comparison", "Finding", "Plan", "Recipe", "Result", "answer", "chat", "check", "compare", "doctor",
     "findings_table", "frontier", "load_recipe", "measure", "plan", "plan_figures", "plan_tables", "quantize", "recipe_for",
-    "run", "schema", "sweep", "talk",
+    "run", "schema", "sweep", "talk", "trust_plugins",
 ]  # fmt: skip
 
 if sys.platform == "win32":
@@ -167,6 +168,18 @@ def schema() -> dict[str, Any]:
     from lowbit.pipeline.recipe.json_schema import recipe_schema
 
     return recipe_schema()
+
+
+def trust_plugins(*folders: Place) -> None:
+    """Let recipes name passes, methods and targets that are modules in `folders`; what a program imports itself is trusted.
+
+    Raises:
+        PipelineError: one is no folder.
+    """
+    try:
+        trust_folders(*map(Path, folders))
+    except (OSError, ValueError) as error:
+        raise PipelineError(str(error)) from error
 
 
 def _recipe(recipe: Recipe | Place) -> Recipe:

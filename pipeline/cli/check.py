@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from lowbit.pipeline.cli.options import Folder, Json, show_json
+from lowbit.pipeline.cli.options import Folder, Json, Plugins, show_json
 
 
-def check(folder: Folder, as_json: Json = False) -> None:
+def check(folder: Folder, plugins: Plugins = None, as_json: Json = False) -> None:
     """Prove a finished folder again.
 
     The hashes of all files, and every code of both models.
     """
     from lowbit.pipeline import api
 
+    api.trust_plugins(*plugins or ())
     found = api.check(folder)
     if as_json:
         show_json({"folder": folder, **found})

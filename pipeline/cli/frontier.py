@@ -8,13 +8,18 @@ from typing import Annotated
 
 import typer
 
-from lowbit.pipeline.cli.options import Build, Json, ModelFolder, RecipeName, progress, show, show_json
+from lowbit.pipeline.cli.options import Build, Json, ModelFolder, Plugins, RecipeName, progress, show, show_json
 
 Points = Annotated[int, typer.Option(min=0, help="At how many sizes the KL divergence is measured.")]
 
 
 def frontier(
-    recipe: RecipeName, model: ModelFolder = None, build: Build = Path("build"), points: Points = 5, as_json: Json = False
+    recipe: RecipeName,
+    model: ModelFolder = None,
+    build: Build = Path("build"),
+    points: Points = 5,
+    plugins: Plugins = None,
+    as_json: Json = False,
 ) -> None:
     """Find how good the model can be at every size.
 
@@ -22,6 +27,7 @@ def frontier(
     """
     from lowbit.pipeline import api
 
+    api.trust_plugins(*plugins or ())
     folder = api.frontier(recipe, build, model=model, points=points, console=progress(as_json))
     if as_json:
         show_json({"folder": folder, **json.loads((folder / "frontier.json").read_text("utf-8"))})

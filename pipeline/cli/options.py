@@ -18,6 +18,10 @@ StorePlace = Annotated[
     str | None, typer.Option(help="Where finished steps are kept: a folder, or a URL to share them (s3://, ssh://, file://).")
 ]
 Build = Annotated[Path, typer.Option(help="Where results go.")]
+Plugins = Annotated[
+    list[Path] | None,
+    typer.Option("--plugins", metavar="FOLDER", help="Trust passes, methods and targets in this folder; may be given again."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print figures as JSON; progress goes to stderr.")]
 
 _quiet = False

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lowbit.pipeline.cli.options import Build, Json, ModelFolder, RecipeName, show, show_json
+from lowbit.pipeline.cli.options import Build, Json, ModelFolder, Plugins, RecipeName, show, show_json
 
 
-def plan(recipe: RecipeName, model: ModelFolder = None, build: Build = Path("build"), as_json: Json = False) -> None:
+def plan(
+    recipe: RecipeName, model: ModelFolder = None, build: Build = Path("build"), plugins: Plugins = None, as_json: Json = False
+) -> None:
     """Say what a run would do; touches nothing."""
     from lowbit.pipeline import api
 
+    api.trust_plugins(*plugins or ())
     found = api.plan(recipe, build, model=model)
     if as_json:
         show_json(api.plan_figures(found))

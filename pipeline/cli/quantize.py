@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lowbit.pipeline.cli.options import Build, Json, StorePlace, progress, show, show_json
+from lowbit.pipeline.cli.options import Build, Json, Plugins, StorePlace, progress, show, show_json
 
 Model = Annotated[str, typer.Argument(help="A folder, an ONNX file, or a model id on the Hugging Face Hub.")]
 Bits = Annotated[int | None, typer.Option(help="2, 3, 4 or 8; 4 if nothing is said.")]
@@ -28,6 +28,7 @@ def quantize(
     recipe: RecipeFile = None,
     build: Build = Path("build"),
     store: StorePlace = None,
+    plugins: Plugins = None,
     as_json: Json = False,
 ) -> None:
     """Quantize a model and write the recipe for it.
@@ -36,6 +37,7 @@ def quantize(
     """
     from lowbit.pipeline import api
 
+    api.trust_plugins(*plugins or ())
     console = progress(as_json)
     name = None if recipe is None else recipe.stem
     made = api.recipe_for(model, bits=bits, block_size=block_size, method=method, fit=fit, convert=target, name=name)

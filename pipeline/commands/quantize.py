@@ -10,6 +10,7 @@ from lowbit.pipeline.commands.defaults import Wanted, choose
 from lowbit.pipeline.commands.recipes import Recipe, hand_offs_of, name_of, source_of
 from lowbit.pipeline.errors import PipelineError
 from lowbit.pipeline.recipe.build import Entry, HandOff, Section
+from lowbit.pipeline.recipe.settings import trust_by_settings
 
 
 def recipe_for(
@@ -40,6 +41,7 @@ def recipe_for(
     Raises:
         PipelineError: the model cannot be found or read, or options contradict each other.
     """
+    trust_by_settings()
     if fit is not None and bits is not None:
         raise PipelineError(f"bits {bits} and fit {fit} contradict each other: fit chooses the bits. Give one of them.")
     if passes is not None and (fit is not None or bits is not None):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from lowbit.passes.trust import trust_folders, trusted_folders
 from lowbit.pipeline.commands.sweep import Runs, attempt
 from lowbit.pipeline.errors import PipelineError
 from lowbit.pipeline.recipe.load import load_recipe
@@ -35,7 +36,7 @@ def run_on(address: str) -> Runs:
             cores = max(1, min(int(node["Resources"].get("CPU", 1)) for node in ray.nodes() if node["Alive"]))
             remote = ray.remote(num_cpus=cores, max_retries=2)(_run)
             there = replace(store, root=store.root.resolve())
-            shared = folder.resolve(), None if model is None else model.resolve(), there
+            shared = folder.resolve(), None if model is None else model.resolve(), there, trusted_folders()
             waiting = {remote.remote(one.file.resolve(), *shared): one.name for one in recipes}
             failures = {}
             while waiting:
@@ -57,9 +58,14 @@ def run_on(address: str) -> Runs:
     return runs
 
 
-def _run(file: Path, folder: Path, model: Path | None, store: Store) -> tuple[str, str | None]:
-    """On a node: one recipe; the node, and what went wrong."""
+def _run(file: Path, folder: Path, model: Path | None, store: Store, plugins: tuple[Path, ...]) -> tuple[str, str | None]:
+    """On a node: one recipe; the node, and what went wrong. Folders of `plugins` are trusted there as they are here."""
     import ray
 
     node = ray.get_runtime_context().get_node_id()[:8]
-    return node, attempt(load_recipe(file), folder, model, store, Console(quiet=True))
+    try:
+        trust_folders(*plugins)
+        recipe = load_recipe(file)
+    except (PipelineError, OSError) as error:
+        return node, str(error)
+    return node, attempt(recipe, folder, model, store, Console(quiet=True))

@@ -15,6 +15,7 @@ from lowbit.passes.registry import did_you_mean, find_method, find_pass, names_i
 from lowbit.pipeline.errors import RecipeError
 from lowbit.pipeline.recipe.recipe import PassEntry, Recipe
 from lowbit.pipeline.recipe.sections import ONNX_SUFFIX, ORDER, SECTIONS, Convert, Export
+from lowbit.pipeline.recipe.settings import trust_by_settings
 from lowbit.pipeline.recipe.targets import DEFAULT, find_options, targets_with
 from lowbit.pipeline.recipe.yaml_reader import Document, read
 
@@ -57,6 +58,7 @@ def check_recipe(document: Document, text: str) -> Recipe:
     Raises:
         RecipeError: the first thing that is wrong, with its place.
     """
+    trust_by_settings()
     file, top = document.file, document.value
     if not isinstance(top, dict):
         raise RecipeError(document.position(()), f"a recipe is a mapping with the sections {', '.join(ORDER)}.")

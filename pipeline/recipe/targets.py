@@ -13,6 +13,7 @@ from typing import Any
 
 from lowbit.passes.registry import class_in, classes_in
 from lowbit.pipeline.recipe.sections import Convert
+from lowbit.pipeline.recipe.settings import trust_by_settings
 
 ROOMS = "lowbit.pipeline.convert"
 DEFAULT = "mnn-llm"
@@ -28,14 +29,17 @@ def find_options(target: Any) -> type[Convert]:
     """The options of a target, given by its word or by the dotted name of a plug-in module.
 
     Raises:
-        KeyError: with a sentence, when there is no such target.
+        KeyError: with a sentence, when there is no such target, or it is not trusted.
     """
     if not isinstance(target, str) or ("." not in target and target not in _rooms()):
         known = target_names()
         near = difflib.get_close_matches(str(target), known, n=1)
         sentence = f"target is {target!r}; expected {', '.join(map(repr, known[:-1]))} or {known[-1]!r}."
         raise KeyError(f"{sentence} Did you mean '{near[0]}'?" if near else sentence)
-    return _rooms().get(target) or class_in(target, Convert, "target")
+    if target in _rooms():
+        return _rooms()[target]
+    trust_by_settings()
+    return class_in(target, Convert, "target")
 
 
 def targets_with(option: str) -> list[str]:

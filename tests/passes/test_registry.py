@@ -12,6 +12,7 @@ import pytest
 
 import lowbit.passes as passes
 import lowbit.passes.methods as methods
+import lowbit.passes.trust as trust
 from lowbit.passes.base import OptionError, Options
 from lowbit.passes.methods.hqq import Hqq
 from lowbit.passes.methods.mse import Mse
@@ -55,7 +56,9 @@ def plug_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "toys").mkdir()
     (tmp_path / "toys" / "negate.py").write_text(NEGATE, "utf-8")
     (tmp_path / "toys" / "coarse.py").write_text(COARSE, "utf-8")
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(trust, "_folders", {})
+    trust.trust_folders(tmp_path)
     for name in ("toys", "toys.negate", "toys.coarse"):
         monkeypatch.delitem(sys.modules, name, raising=False)
 

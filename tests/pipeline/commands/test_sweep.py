@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from lowbit.passes import trust
 from lowbit.pipeline.commands.sweep import Axis, read_axes, run_here, sweep, variants
 from lowbit.pipeline.errors import PipelineError, RecipeError
 from lowbit.pipeline.recipe.load import load_recipe
@@ -94,6 +96,26 @@ def test_a_ray_cluster_of_two_nodes_runs_them(recipe: Recipe, tmp_path: Path, cl
     said = console.export_text()
     assert said.count(" done on ") == 2
     assert said.count("failed: ") >= 2
+
+
+def test_nodes_trust_the_plug_ins_that_are_trusted_here(
+    recipe: Recipe, tmp_path: Path, cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lowbit.pipeline.commands.sweep_ray import run_on
+
+    code = "from lowbit.passes.methods.rtn import Rtn\n\nclass Coarse(Rtn):\n    pass\n"
+    (tmp_path / "plug-ins" / "toys").mkdir(parents=True)
+    (tmp_path / "plug-ins" / "toys" / "coarse.py").write_text(code, "utf-8")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(trust, "_folders", {})
+    trust.trust_folders(tmp_path / "plug-ins")
+    axes = [Axis("passes.quantize_matmul.method", ("toys.coarse",))]
+    found = sweep(recipe, axes, tmp_path / "build", None, QUIET, run_on(cluster))
+    assert found.failures == {}
+    assert list(found.results) == ["method=toys.coarse"]
+    monkeypatch.setattr(trust, "_folders", {tmp_path / "gone": None})  # it is on none of the nodes
+    found = sweep(recipe, axes, tmp_path / "build", None, QUIET, run_on(cluster))
+    assert "gone: is no folder" in found.failures["method=toys.coarse"]
 
 
 @pytest.fixture

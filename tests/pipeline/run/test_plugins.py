@@ -19,6 +19,7 @@ from lowbit.pipeline.commands.plan import make_plan, plan_tables
 from lowbit.pipeline.errors import ConvertError, PipelineError, RecipeError
 from lowbit.pipeline.recipe.load import load_recipe
 from lowbit.pipeline.recipe.recipe import Recipe
+from tests.plugins import quantize_by_inputs
 from tests.plugins.npz_engine import WEIGHTS, Npz
 from tests.running import run_in_process
 from tests.tiny import recipe_text
@@ -121,7 +122,7 @@ def test_a_result_of_an_engine_that_is_gone_says_so(made: Path, tmp_path: Path) 
 def test_a_pass_from_outside_that_looks_at_inputs(
     results: Callable[..., Path], tiny: Callable[..., Path], tmp_path: Path
 ) -> None:
-    name = "tests.plugins.quantize_by_inputs"
+    name = quantize_by_inputs.__name__  # imported here, so trusted
     with pytest.raises(RecipeError, match=f"{name} looks at the inputs of layers here; say which text"):
         recipe_of(tmp_path, tiny(), name)
     calibrate = "calibrate: {windows: 4, window: 32}"
