@@ -11,6 +11,11 @@ MOST_EXPERTS, MOST_TOKENS, MOST_POSITIONS = 1 << 12, 1 << 24, 1 << 26
 MOST_LABELS, MOST_PIXELS, MOST_CHANNELS, MOST_PATCHES = 1 << 17, 1 << 14, 1 << 8, 1 << 16
 """Of a configuration: what the largest models have, and some times more."""
 
+MOST_NODES, MOST_BODIES, MOST_ELEMENTS, MOST_RANK = 200_000, 8, 1 << 40, 64
+MOST_CONSTANT_ELEMENTS, MOST_ROUNDS = 1 << 26, 1 << 16
+"""Of an ONNX graph: nodes, bodies in one another, elements and dimensions of a tensor, elements that constants are expanded to,
+rounds of a Loop."""
+
 TEMPLATE_SECONDS, TEMPLATE_BYTES, TEMPLATE_CHARACTERS = 3, 256 << 20, 16 << 20
 """Of processor time for one conversation, of memory beyond what the imports took, and of the text that comes out."""
 

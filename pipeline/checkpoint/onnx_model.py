@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +14,7 @@ from onnx import TensorProto
 
 from lowbit.passes.quant.weights import ArrayWeight, Weight
 from lowbit.pipeline.checkpoint.huggingface import Checkpoint
+from lowbit.pipeline.checkpoint.onnx_limits import objection
 from lowbit.pipeline.checkpoint.safetensors_file import CheckpointWeight
 from lowbit.pipeline.errors import CheckpointError
 
@@ -35,8 +34,6 @@ class InlineWeight(ArrayWeight):
 
 KEYS = {"location", "offset", "length", "checksum", "basepath"}
 """What ONNX says of external data."""
-LARGEST = 1 << 40
-"""Elements of a tensor."""
 
 
 @dataclass(frozen=True)
@@ -83,11 +80,8 @@ class OnnxModel(Checkpoint):
         except Exception as error:  # protobuf's and the checker's have no common ancestor
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise CheckpointError(f"{self.file}: not a valid ONNX model: {reason[0][:300]}") from error
-        if sparse := next(_sparse(model.graph), None):
-            raise CheckpointError(f"{self.file}: '{sparse}' is a sparse tensor; write its zeros out, too, and export it again.")
-        for tensor in model.graph.initializer:
-            if any(size < 0 for size in tensor.dims) or math.prod(tensor.dims) > LARGEST:
-                raise CheckpointError(f"{self.file}: not a valid ONNX model: '{tensor.name}' has {list(tensor.dims)} elements.")
+        if (why := objection(model.graph)) is not None:
+            raise CheckpointError(f"{self.file}: {why}.")
         version = next((opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx")), OPSET)
         if version >= OPSET:
             return model
@@ -132,17 +126,6 @@ class OnnxModel(Checkpoint):
 
     def _wrong(self, name: str, what: str) -> CheckpointError:
         return CheckpointError(f"{self.file}: the external data of '{name}' {what}. The file is damaged, or not to be trusted.")
-
-
-def _sparse(graph: onnx.GraphProto) -> Iterator[str]:
-    """Names of sparse tensors, here and in the bodies of If, Loop and Scan; whoever reads dense ones takes them for zeros."""
-    yield from (tensor.values.name for tensor in graph.sparse_initializer)
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("sparse_tensor") or attribute.sparse_tensors:
-                yield f"{node.output[0] if node.output else node.name}.{attribute.name}"
-            for body in (attribute.g, *attribute.graphs):
-                yield from _sparse(body)
 
 
 def open_onnx(file: Path, source: str) -> OnnxModel:

@@ -77,7 +77,9 @@ def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
         )
     try:
         tokenizer = Tokenizer.from_str(text)
-    except Exception as error:  # the library raises bare Exceptions
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # bare Exceptions, and panics of Rust, which are none
         raise CheckpointError(f"{path}: not a tokenizer that the tokenizers library reads: {error}") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()

@@ -176,15 +176,15 @@ def test_sparse_tensors_are_refused_wherever_they_are(tmp_path: Path) -> None:
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(True), "yes"))
     branch = onnx.parser.parse_graph("b () => (float z) { z = Constant <value = float {1}> () }")
     constant = onnx.helper.make_node("Constant", [], ["k"], sparse_value=sparse)
-    for name, add in (
-        ("a_sparse", lambda m: m.graph.sparse_initializer.append(sparse)),
-        ("k.sparse_value", lambda m: m.graph.node.append(constant)),
-        ("k.sparse_value", lambda m: (branch.node.append(constant), m.graph.node.append(_if(branch)))),
+    for what, add in (
+        ("the sparse tensor 'a_sparse'", lambda m: m.graph.sparse_initializer.append(sparse)),
+        ("a sparse tensor in Constant 'k'", lambda m: m.graph.node.append(constant)),
+        ("a sparse tensor in Constant 'k'", lambda m: (branch.node.append(constant), m.graph.node.append(_if(branch)))),
     ):
         changed = onnx.ModelProto.FromString(model.SerializeToString())
         add(changed)
         onnx.save(changed, str(tmp_path / "sparse.onnx"))
-        with pytest.raises(CheckpointError, match=f"'{name}' is a sparse tensor; write its zeros out"):
+        with pytest.raises(CheckpointError, match=f"has {what}; write its zeros out"):
             open_onnx(tmp_path / "sparse.onnx", "").graph()
 
 

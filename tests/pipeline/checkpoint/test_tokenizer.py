@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lowbit.pipeline.checkpoint.huggingface import Checkpoint
-from lowbit.pipeline.checkpoint.tokenizer import begin_id, document_end, stop_ids
+from lowbit.pipeline.checkpoint.tokenizer import begin_id, document_end, load_tokenizer, stop_ids
 from lowbit.pipeline.errors import CheckpointError
 
 
@@ -37,6 +37,21 @@ def test_ids_that_are_none(tmp_path: Path, value: Any) -> None:
         found = checkpoint(tmp_path / file, **{file: {"eos_token_id": value}})
         with pytest.raises(CheckpointError, match=f"{file}.json: eos_token_id is .*; expected a token's number, or a list"):
             read(found)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},  # a panic
+        {"normalizer": {"type": "None"}},
+        {"model": {"type": "Unigram", "vocab": [], "unk_id": 7}},
+        {"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "("}, "behavior": "Isolated", "invert": False}},
+    ],
+)
+def test_tokenizers_that_are_none(tmp_path: Path, part: dict[str, Any]) -> None:
+    model = {"type": "BPE", "vocab": {"a": 0}, "merges": []}
+    with pytest.raises(CheckpointError, match=r"tokenizer.json: not a tokenizer that the tokenizers library reads"):
+        load_tokenizer(checkpoint(tmp_path, tokenizer={"model": model, **part}))
 
 
 @pytest.mark.parametrize(
