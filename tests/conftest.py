@@ -30,8 +30,13 @@ settings.load_profile("steady")
 
 PYDOCS = Path(__file__).parent / "models" / "qwen2-pydocs"
 
-SLOWEST = ("test_resume.py", "test_corpus.py")
-
+SLOWEST = (
+    "test_resume.py", "test_runner.py", "test_sequential.py", "test_families.py", "test_sweep.py", "test_frontier.py",
+    "test_faults.py", "test_notebook.py", "test_wheel.py", "test_corpus.py", "test_sensitivity_fisher.py", "test_budget.py",
+    "test_encoders.py", "test_api.py",
+)  # fmt: skip
+"""Files that take a minute or more, the longest first."""
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 
 CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 """All that this machine lends; a worker keeps to one of them, so that no library waits for a core that another has."""
@@ -45,8 +50,20 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The slowest files first: whoever gets them last makes everybody wait."""
-    items.sort(key=lambda item: item.path.name not in SLOWEST)
+    """The slowest files first, shared out in turn: each worker begins with its part of the list, and what is left over at the
+    end, when workers take it from each other, is quick."""
+    places = {name: number for number, name in enumerate(SLOWEST)}
+    slow: list[list[pytest.Item]] = [[] for _ in range(WORKERS)]
+    for item in sorted(items, key=lambda item: places.get(item.path.name, len(places))):
+        if item.path.name in places:
+            slow[places[item.path.name] % WORKERS].append(item)
+    quick = [item for item in items if item.path.name not in places]
+    ordered: list[pytest.Item] = []
+    for worker, share in enumerate(slow, 1):
+        wanted = len(items) * worker // WORKERS - len(ordered) - len(share)
+        ordered += [*share, *quick[: max(wanted, 0)]]
+        del quick[: max(wanted, 0)]
+    items[:] = ordered + quick
 
 
 Exported = Callable[..., tuple[Checkpoint, gs.Graph]]
