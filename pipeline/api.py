@@ -90,7 +90,7 @@ def plan(recipe: Recipe | Place, build: Place = "build", *, model: Place | None 
 
 
 def check(folder: Place) -> dict[str, int]:
-    """Prove a finished folder again, by the hash of every file and every code of every engine.
+    """Prove a finished folder again: the manifest's seal, every file and no other, and every code of every engine.
 
     Returns:
         How many `files` and `weights` were checked.

@@ -8,7 +8,7 @@ from lowbit.pipeline.cli.options import Folder, Json, Plugins, show_json
 def check(folder: Folder, plugins: Plugins = None, as_json: Json = False) -> None:
     """Prove a finished folder again.
 
-    The hashes of all files, and every code of both models.
+    The manifest's seal, the hash of every file, what is said of sizes and weights, and every code of every engine.
     """
     from lowbit.pipeline import api
 

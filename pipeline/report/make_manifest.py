@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -38,7 +37,7 @@ def make_manifest(
     source_of: Callable[[Weight], str],
     engines: Iterable[str],
 ) -> Manifest:
-    """What manifest.json says of the results in `work`, but for the hashes of its files.
+    """What manifest.json says of the results in `work`, sealed, but for the hashes of its files.
 
     SHA-256 by SHA-256 it leads from the tensors of each shard (`model`, `source_of` a weight) to codes.
 
@@ -47,8 +46,8 @@ def make_manifest(
     """
     stored = sum(part.nbytes for weight in weights for part in weight.parts.values())
     count = sum(weight.source.shape[0] * weight.source.shape[1] for weight in weights)
-    sizes = {f"{folder}_bytes": _bytes(work / folder) for folder in ("onnx", *hand_offs)}
-    return Manifest(
+    sizes = {f"{folder}_bytes": bytes_in(work / folder) for folder in ("onnx", *hand_offs)}
+    manifest = Manifest(
         version=VERSION,
         recipe=recipe.name,
         model=model,
@@ -63,15 +62,16 @@ def make_manifest(
         gates=gates(recipe.validate, quality) if recipe.validate else (),
         files={},
     )
+    return manifest.model_copy(update={"seal": manifest.digest})
 
 
 def seal_manifest(work: Path, manifest: Manifest) -> Manifest:
     """Write manifest.json beside the results in `work`, with the SHA-256 of every file that is there by now."""
     paths = sorted(p for p in work.rglob("*") if p.is_file())
     files = dict(zip((str(p.relative_to(work)) for p in paths), in_order(sha256, paths), strict=True))
-    sealed = manifest.model_copy(update={"files": files})
-    (work / MANIFEST).write_text(json.dumps(sealed.model_dump(mode="json"), indent=1), "utf-8")
-    return sealed
+    whole = manifest.model_copy(update={"files": files})
+    (work / MANIFEST).write_text(whole.text, "utf-8")
+    return whole
 
 
 def _weight(weight: QuantizedWeight, source: str, entry: Entry) -> WeightRecord:
@@ -84,5 +84,6 @@ def _weight(weight: QuantizedWeight, source: str, entry: Entry) -> WeightRecord:
     )  # fmt: skip
 
 
-def _bytes(folder: Path) -> int:
+def bytes_in(folder: Path) -> int:
+    """Bytes of all files in a folder of a result; none if it is not there."""
     return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) if folder.exists() else 0

@@ -13,6 +13,7 @@ from lowbit.pipeline.report.facts import Facts
 from lowbit.pipeline.report.gates import Gate
 from lowbit.pipeline.report.quality import KINDS, Quality
 from lowbit.pipeline.report.records import HandOff, Size, Source, StepRecord, WeightRecord
+from lowbit.pipeline.store.digests import digest
 
 MANIFEST = "manifest.json"
 VERSION: Final = 1
@@ -39,6 +40,18 @@ class Manifest(Facts):
     gates: tuple[Gate, ...]
     files: dict[str, str]
     """SHA-256 of every file, by its path within the result."""
+    seal: str = ""
+    """SHA-256 of all of this but `files`, which can be read again; report.html shows it, too."""
+
+    @property
+    def text(self) -> str:
+        """The file, to the byte: there is one way to write it."""
+        return json.dumps(self.model_dump(mode="json"), indent=1)
+
+    @property
+    def digest(self) -> str:
+        """What `seal` has to be."""
+        return digest(self.model_dump(mode="json", exclude={"files", "seal"}))
 
     @property
     def folders(self) -> list[str]:

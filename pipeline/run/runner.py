@@ -23,7 +23,7 @@ from lowbit.pipeline.run.context import Run
 from lowbit.pipeline.run.prepare import opening_steps
 from lowbit.pipeline.run.step import execute
 from lowbit.pipeline.run.steps import steps_after_opening
-from lowbit.pipeline.run.workspace import locked, publish, work_folder
+from lowbit.pipeline.run.workspace import RESOLVED, locked, publish, work_folder
 from lowbit.pipeline.store.store import Store, writing
 
 
@@ -62,7 +62,7 @@ def _finish(run: Run, asked: Recipe) -> Manifest:
     check_budget(asked, run.work)
     (run.work / "recipe.yaml").write_text(asked.text, "utf-8")
     if asked is not run.recipe:
-        (run.work / "resolved.yaml").write_text(run.recipe.text, "utf-8")
+        (run.work / RESOLVED).write_text(run.recipe.text, "utf-8")
     manifest = make_manifest(
         run.work, run.recipe, run.checkpoint, steps=run.steps.records, quality=run.quality, hand_offs=run.hand_offs,
         model=Source(

@@ -16,6 +16,9 @@ from lowbit.pipeline.recipe.targets import find_options, target_names
 from lowbit.pipeline.report.manifest import MANIFEST, read_manifest
 from lowbit.pipeline.store.store import sync
 
+RESOLVED = "resolved.yaml"
+"""The recipe with bits in place of a budget, beside the one that was asked for; there only if there was a budget."""
+
 
 @contextmanager
 def locked(target: Path) -> Iterator[None]:
@@ -47,12 +50,15 @@ def work_folder(target: Path) -> Iterator[Path]:
 def publish(work: Path, target: Path) -> None:
     """Put finished results in place of the old ones; the manifest goes first and comes last."""
     engines = {find_options(name).folder for name in target_names()} | _engines_of(target)
-    stale = [item for item in target.iterdir() if item.name in engines | {"onnx"}]
+    stale = [item for item in target.iterdir() if item.name in engines | {"onnx", RESOLVED}]
     for path in (*work.rglob("*"), work):
         sync(path)
     (target / MANIFEST).unlink(missing_ok=True)
-    for folder in stale:
-        shutil.rmtree(folder, ignore_errors=True)
+    for item in stale:
+        if item.is_dir() and not item.is_symlink():
+            shutil.rmtree(item, ignore_errors=True)
+        else:
+            item.unlink()
     for item in sorted(work.iterdir(), key=lambda path: path.name == MANIFEST):
         item.replace(target / item.name)
     sync(target)
