@@ -15,7 +15,10 @@ RecipeName = Annotated[str, typer.Argument(help="A recipe file, or the name of o
 Folder = Annotated[Path, typer.Argument(help="A finished folder, build/<recipe>.")]
 ModelFolder = Annotated[Path | None, typer.Option(help="Take the checkpoint from this folder instead.")]
 StorePlace = Annotated[
-    str | None, typer.Option(help="Where finished steps are kept: a folder, or a URL to share them (s3://, ssh://, file://).")
+    str | None,
+    typer.Option(
+        help="Where finished steps are kept: a folder, or a URL to share them (s3://, ssh://, file://); ro: only reads."
+    ),
 ]
 Build = Annotated[Path, typer.Option(help="Where results go.")]
 Plugins = Annotated[

@@ -12,15 +12,22 @@ import fsspec
 from lowbit.pipeline.errors import PipelineError
 from lowbit.pipeline.store.store import RECORD, Draft, Entry, Store, sync
 
+READ_ONLY = "ro:"
+"""Before the place of a store: it is read and never written to."""
+
 
 @dataclass(frozen=True)
 class SharedStore(Store):
     """Entries are kept here and at `url`, whatever fsspec knows: `s3://bucket/path`, `ssh://host/path`, `file:///mnt/path`.
 
     An entry is sent with its record last, so that nobody sees half of one, and verified when it is fetched as any other.
+
+    Attributes:
+        read_only: whether entries are only fetched; what is made here stays here, and what is refused is not asked for again.
     """
 
     url: str
+    read_only: bool = False
 
     @property
     def local(self) -> Store:
@@ -39,7 +46,7 @@ class SharedStore(Store):
             work.rename(target)
             sync(target.parent)
         if (entry := super().get(key)) is None:  # damaged there, or on the way: made anew, and sent again
-            self._fs.rm(self._place(key), recursive=True)
+            self._remove_there(key)
         return entry
 
     def has(self, key: str) -> bool:
@@ -48,19 +55,30 @@ class SharedStore(Store):
     def remove(self, entry: Entry) -> None:
         super().remove(entry)
         if self._there(entry.folder.name):
-            self._fs.rm(self._place(entry.folder.name), recursive=True)
+            self._remove_there(entry.folder.name)
 
     def finish(self, key: str, draft: Draft) -> Entry:
         """Keep the entry here, and send it."""
         entry = super().finish(key, draft)
-        if not self._there(key):
+        if not self.read_only and not self._there(key):
             self._fs.makedirs(self._place(key), exist_ok=True)
             for file in sorted(entry.folder.iterdir(), key=lambda path: path.name == RECORD):
                 self._fs.put_file(str(file), f"{self._place(key)}/{file.name}")
         return entry
 
     def _there(self, key: str) -> bool:
-        return bool(self._fs.exists(f"{self._place(key)}/{RECORD}"))
+        return not self._refused(key).exists() and bool(self._fs.exists(f"{self._place(key)}/{RECORD}"))
+
+    def _remove_there(self, key: str) -> None:
+        if not self.read_only:
+            self._fs.rm(self._place(key), recursive=True)
+            return
+        self._refused(key).parent.mkdir(parents=True, exist_ok=True)
+        self._refused(key).touch()
+
+    def _refused(self, key: str) -> Path:
+        """A file here that says not to take an entry from where nothing can be removed."""
+        return self.root / "refused" / key
 
     def _place(self, key: str) -> str:
         return f"{self._at[1]}/{key[:2]}/{key}"
@@ -79,7 +97,10 @@ class SharedStore(Store):
 
 
 def store_at(build: Path, place: str | None) -> Store:
-    """The store of a build folder: within it, in another folder, or shared at a URL."""
+    """The store of a build folder: within it, in another folder, or shared at a URL; `ro:` before either only reads there."""
     if place is None:
         return Store(build / ".store")
+    where = place.removeprefix(READ_ONLY)
+    if where != place:
+        return SharedStore(build / ".store", where if "://" in where else str(Path(where).resolve()), read_only=True)
     return SharedStore(build / ".store", place) if "://" in place else Store(Path(place))

@@ -1,6 +1,7 @@
 """Results by content: a key is the digest of everything that a result depends on.
 
-An entry is a folder `<key>/` with files and `entry.json`: facts about the result, SHA-256 of each file, and a seal over both.
+An entry is a folder `<key>/` with files and `entry.json`: facts about the result, SHA-256 of each file, and a seal over both,
+signed where a team has a key.
 It is written under a temporary name, synced and renamed, so a half-written one is never found; it is verified whenever it is
 recalled, so a damaged one is made anew.
 """
@@ -20,6 +21,7 @@ from typing import Any
 from lowbit.pipeline.errors import PipelineError
 from lowbit.pipeline.store.digests import digest, sha256
 from lowbit.pipeline.store.lease import Lease, sweep
+from lowbit.pipeline.store.signature import signature, signed
 
 RECORD = "entry.json"
 
@@ -64,7 +66,7 @@ class Store:
         except FileNotFoundError:
             if not folder.exists():
                 return None
-        except (ValueError, KeyError, TypeError, OSError):
+        except (ValueError, KeyError, TypeError, AttributeError, OSError):
             pass
         shutil.rmtree(folder, ignore_errors=True)
         return None
@@ -108,7 +110,7 @@ class Store:
         with writing(self.root), _ended_on_failure(draft.lease):
             files = {p.name: sha256(p) for p in sorted(work.iterdir())}
             record = {"key": key, "facts": draft.facts, "files": files}
-            (work / RECORD).write_text(json.dumps(record | {"seal": digest(record)}, indent=1, sort_keys=True), "utf-8")
+            (work / RECORD).write_text(json.dumps(record | _closing(record), indent=1, sort_keys=True), "utf-8")
             for path in [*work.iterdir(), work]:
                 sync(path)
             target.parent.mkdir(exist_ok=True)
@@ -119,17 +121,27 @@ class Store:
         return Entry(target, draft.facts, files)
 
 
+def _closing(record: dict[str, Any]) -> dict[str, str]:
+    """What closes a record: its seal and, if the team has a key, the signature of that."""
+    seal = digest(record)
+    signed_as = signature(seal)
+    return {"seal": seal} if signed_as is None else {"seal": seal, "signature": signed_as}
+
+
 def _verified(key: str, folder: Path) -> Entry:
     """The entry in `folder`.
 
     Raises:
-        OSError, ValueError, KeyError, TypeError: its record, its files or their number are not what was sealed.
+        OSError, ValueError, KeyError, TypeError, AttributeError: its record, its files or their number are not what was sealed,
+            or nobody with the team's key did it.
     """
     record = json.loads((folder / RECORD).read_text("utf-8"))
-    seal = record.pop("seal")
+    seal, signed_as = record.pop("seal"), record.pop("signature", None)
     files = {path.name for path in folder.iterdir() if path.is_file() and not path.is_symlink()} - {RECORD}
     if record["key"] != key or seal != digest(record) or files != set(record["files"]):
         raise ValueError(f"{folder}: the record is not the one that was sealed")
+    if not signed(seal, signed_as):
+        raise ValueError(f"{folder}: not signed by the key of the team")
     if any(sha256(folder / name) != want for name, want in record["files"].items()):
         raise ValueError(f"{folder}: a file is not the one that was sealed")
     return Entry(folder, record["facts"], record["files"])

@@ -21,6 +21,7 @@ from lowbit.passes.quant.weights import SlicedWeight, TransposedWeight, Weight
 from lowbit.pipeline.checkpoint.huggingface import Checkpoint
 from lowbit.pipeline.checkpoint.safetensors_file import CheckpointWeight, stat_signature
 from lowbit.pipeline.store.digests import digest, versions
+from lowbit.pipeline.store.signature import signature, signed
 from lowbit.pipeline.store.source_digest import source_digest
 from lowbit.pipeline.store.store import Store, sync
 
@@ -88,7 +89,8 @@ class SourceDigests:
             path = self._path(read.source)
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.tmp")
-            temporary.write_text(f"{found} {_seal(path, found)}", "ascii")
+            seal = _seal(path, found)
+            temporary.write_text(" ".join(filter(None, (found, seal, signature(seal)))), "ascii")
             sync(temporary)
             temporary.rename(path)
             sync(path.parent)
@@ -96,9 +98,9 @@ class SourceDigests:
 
 
 def _sealed(path: Path) -> str | None:
-    """The digest in a file that `remember` wrote; None if it was cut short or changed: then the weight is read again."""
-    found, _, seal = path.read_text("ascii", errors="replace").partition(" ")
-    return found if seal == _seal(path, found) else None
+    """The digest in a file that `remember` wrote; None if it was cut short, changed or not signed: the weight is read again."""
+    found, seal, signed_as, *_ = *path.read_text("ascii", errors="replace").split(" "), "", "", ""
+    return found if seal == _seal(path, found) and signed(seal, signed_as) else None
 
 
 def _seal(path: Path, found: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import json
 import subprocess
 import sys
@@ -180,3 +181,46 @@ def test_places_of_stores(tmp_path: Path) -> None:
     assert store_at(tmp_path, "memory://x") == SharedStore(tmp_path / ".store", "memory://x")
     with pytest.raises(PipelineError, match="--store nonsense://x: Protocol not known: nonsense"):
         store_at(tmp_path, "nonsense://x").get(digest("x"))
+
+
+def test_entries_that_the_team_did_not_sign_are_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path)
+    store.put(KEY, fill)
+    monkeypatch.setenv("LOWBIT_STORE_KEY", "ours")
+    assert store.get(KEY) is None, "not signed"
+    entry = store.put(KEY, fill)
+    assert store.get(KEY) == entry
+    record = json.loads(entry.file("entry.json").read_text("utf-8"))
+    assert record["signature"] == hmac.new(b"ours", record["seal"].encode(), "sha256").hexdigest()
+    for wrong in ("0" * 64, "", None, 5, "\u00e9"):
+        entry.file("entry.json").write_text(json.dumps(record | {"signature": wrong}), "utf-8")
+        assert store.get(KEY) is None
+        entry = store.put(KEY, fill)
+    monkeypatch.setenv("LOWBIT_STORE_KEY", "theirs")
+    assert store.get(KEY) is None, "signed by another key"
+    store.put(KEY, fill)
+    monkeypatch.delenv("LOWBIT_STORE_KEY")
+    assert store.get(KEY) is not None, "without a key signatures are not looked at"
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_a_store_that_is_only_read(tmp_path: Path, scheme: str) -> None:
+    there = Store(tmp_path / "there")
+    damaged, wrong, mine = digest("damaged"), digest("wrong"), digest("mine")
+    for key in (KEY, damaged, wrong):
+        there.put(key, fill)
+    (there.root / damaged[:2] / damaged / "codes").write_bytes(b"other")
+    before = {path: path.read_bytes() for path in there.root.rglob("*") if path.is_file()}
+    store = store_at(tmp_path / "build", f"ro:{scheme}{there.root}")
+    found = store.get(KEY)
+    assert found is not None
+    assert found.folder.is_relative_to(tmp_path / "build")
+    store.put(mine, fill)
+    assert store.get(damaged) is None
+    refused = store.get(wrong)
+    assert refused is not None
+    store.remove(refused)
+    assert store.get(wrong) is None, "what was refused once is not taken again"
+    store.put(wrong, fill)
+    assert store.get(wrong) is not None, "but made here"
+    assert {path: path.read_bytes() for path in there.root.rglob("*") if path.is_file()} == before

@@ -26,3 +26,18 @@ def test_a_damaged_digest_is_taken_again(tiny: Callable[..., Path], tmp_path: Pa
     assert {digests.known(weight) for weight in weights} == {None}
     assert [digests.of(weight) for weight in weights] == before
     assert [path.read_text() for path in files] == texts
+
+
+def test_digests_that_the_team_did_not_sign_are_taken_again(
+    tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight = next(iter(open_checkpoint(tiny("llama"), "").weights.values()))
+    digests = SourceDigests(Store(tmp_path))
+    before = digests.of(weight)
+    monkeypatch.setenv("LOWBIT_STORE_KEY", "ours")
+    assert digests.known(weight) is None
+    assert digests.of(weight) == digests.known(weight) == before
+    monkeypatch.setenv("LOWBIT_STORE_KEY", "theirs")
+    assert digests.known(weight) is None
+    monkeypatch.delenv("LOWBIT_STORE_KEY")
+    assert digests.known(weight) == before
