@@ -38,11 +38,11 @@ Size = Annotated[float, Field(gt=0, le=1e12)]
 Factor = Annotated[float, Field(ge=-1e12, le=1e12)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Token = Annotated[int, Field(ge=-1, lt=MOST_TOKENS)]
-"""Some families write -1 for a padding token that they have not."""
+"""Some families write -1 for a token that they have not."""
 
 
 class ModelConfig(BaseModel):
-    """What the supported families read; tokens are checked where they are used, anything else is left to transformers.
+    """What the supported families read; anything else in the file is left to transformers.
 
     Where null is not allowed, the value stands for an option that is not there; nobody reads it.
     """
@@ -83,6 +83,8 @@ class ModelConfig(BaseModel):
     num_labels: Labels | None = None
     id2label: Named | None = None
     label2id: Named | None = None
+    bos_token_id: Token | list[Token] | None = None
+    eos_token_id: Token | list[Token] | None = None
     pad_token_id: Token | None = None
     hidden_act: str | None = None
     hidden_activation: str | None = None

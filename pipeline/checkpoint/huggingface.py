@@ -19,6 +19,8 @@ SIDE_FILES = (
 """What travels with the weights into the result, where the checkpoint has it."""
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 """The file of all weights, or that which says where each is."""
+LONGEST_NAME = 255
+"""Bytes of a file's name, on every system."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,8 @@ class Checkpoint:
         if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
             raise CheckpointError(f"{where}: its weight_map does not name shards by the tensors in them.")
         for name in sorted(set(shards.values())):
-            if Path(name).name != name or name == "..":
-                raise CheckpointError(f"{where}: shard '{name}' is not a plain file name.")
+            if Path(name).name != name or name == ".." or len(name.encode()) > LONGEST_NAME:
+                raise CheckpointError(f"{where}: shard '{name[:LONGEST_NAME]}' is not a plain file name.")
             if not (self.folder / name).is_file():
                 raise CheckpointError(f"{where}: names the shard '{name}', which is not in {self.folder}.")
         return shards

@@ -17,6 +17,7 @@ from lowbit.pipeline.checkpoint.limits import (
     MOST_ROUNDS,
 )
 
+TYPES = set(onnx.TensorProto.DataType.values()) - {onnx.TensorProto.UNDEFINED}
 Constants = dict[str, onnx.TensorProto]
 
 
@@ -53,6 +54,8 @@ def _objections(graph: onnx.GraphProto, outer: Constants, depth: int) -> Iterato
     for tensor in graph.initializer:
         if any(size < 0 for size in tensor.dims) or math.prod(tensor.dims) > MOST_ELEMENTS or len(tensor.dims) > MOST_RANK:
             yield f"is not a valid ONNX model: '{tensor.name}' has {list(tensor.dims)[: MOST_RANK + 1]} elements"
+        if tensor.data_type not in TYPES:
+            yield f"has the tensor '{tensor.name}' of the type {tensor.data_type}, which ONNX does not know"
     constants = outer | {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
         name = f"{node.op_type} '{node.output[0] if node.output else node.name}'"

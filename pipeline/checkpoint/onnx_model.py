@@ -83,6 +83,8 @@ class OnnxModel(Checkpoint):
         if (why := objection(model.graph)) is not None:
             raise CheckpointError(f"{self.file}: {why}.")
         version = next((opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx")), OPSET)
+        if version > (newest := onnx.defs.onnx_opset_version()):
+            raise CheckpointError(f"{self.file}: has opset {version}; onnx knows {newest} at most. Export it with {OPSET}.")
         if version >= OPSET:
             return model
         try:

@@ -64,8 +64,8 @@ def read_header(file: Path) -> dict[str, CheckpointWeight]:
         shape, kind = entry.get("shape"), entry.get("dtype")
         if not isinstance(kind, str):
             raise CheckpointError(f"{file}: '{name}' has the dtype {kind}; its header is damaged.")
-        if not isinstance(shape, list) or not all(type(d) is int and d >= 0 for d in shape):
-            raise CheckpointError(f"{file}: '{name}' has the shape {shape}.")
+        if not isinstance(shape, list) or not all(type(d) is int and 0 <= d <= size for d in shape):
+            raise CheckpointError(f"{file}: '{name}' has the shape {str(shape)[:200]}.")
         if begin != expected or start + end > size:
             raise CheckpointError(
                 f"{file}: '{name}' lies at bytes {begin} to {end}, expected {expected} onwards in {size - start} "

@@ -50,14 +50,20 @@ def export_graph(checkpoint: Checkpoint, options: Export, path: Path) -> None:
                 with contextlib.nullcontext() if config.model_type in VISION else empty_parameters():
                     model = getattr(transformers, MODELS[options.task]).from_config(config, dtype=torch.float32).eval()
             except Exception as error:  # whatever transformers raises for numbers that make no model
-                what = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-                where = checkpoint.folder / "config.json"
-                raise ExportError(f"{where}: transformers cannot build the model that it describes: {what}") from error
+                raise _unfit(checkpoint, "build the model", error) from error
             build = TasksManager.get_exporter_config_constructor(
                 "onnx", model=model, task=options.task, library_name="transformers"
             )
             past = {"use_past": True, "use_past_in_inputs": True} if decoder else {}
             with weightless_export(), dense_experts() if config.model_type == "qwen3_moe" else contextlib.nullcontext():
-                convert.export(model, build(model.config, **past), path, opset=options.opset, do_constant_folding=False)
+                try:
+                    convert.export(model, build(model.config, **past), path, opset=options.opset, do_constant_folding=False)
+                except Exception as error:  # whatever torch raises for numbers that do not fit one another
+                    raise _unfit(checkpoint, "trace the model", error) from error
         finally:
             logging.disable(logging.NOTSET)
+
+
+def _unfit(checkpoint: Checkpoint, verb: str, error: Exception) -> ExportError:
+    what = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    return ExportError(f"{checkpoint.folder / 'config.json'}: transformers cannot {verb} that it describes: {what}")

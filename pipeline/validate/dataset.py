@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,15 +87,29 @@ def _from_file(path: Path, graph: gs.Graph) -> Feeds:
             arrays = dict(file)
     except (OSError, ValueError, TypeError, zipfile.BadZipFile) as error:  # TypeError: one array, in an .npy file
         raise PipelineError(f"validate: {path}: cannot be read as an .npz file of arrays: {error}") from error
+    if odd := [name for name, values in arrays.items() if not isinstance(values, np.ndarray)]:
+        raise PipelineError(f"validate: {path}: '{odd[0]}' is no array.")
     wanted = {tensor.name: np.dtype(tensor.dtype) for tensor in graph.inputs}
+    shapes = {tensor.name: tensor.shape for tensor in graph.inputs}
     if set(arrays) != set(wanted):
         raise PipelineError(f"validate: {path} holds {sorted(arrays)}, the model takes {sorted(wanted)}.")
     for name, dtype in wanted.items():
         if arrays[name].dtype != dtype:
             raise PipelineError(f"validate: {path}: '{name}' is {arrays[name].dtype}, the model takes {dtype}.")
+        if not _fits(arrays[name].shape, shapes[name]):
+            raise PipelineError(f"validate: {path}: '{name}' is {list(arrays[name].shape)}, the model takes {shapes[name]}.")
         if dtype.kind == "f" and not np.isfinite(arrays[name]).all():
             raise PipelineError(f"validate: {path}: '{name}' has values that are not finite; nothing can be compared on them.")
     return arrays
+
+
+def _fits(shape: tuple[int, ...], declared: Sequence[int | str] | None) -> bool:
+    """Whether an array has something in it, and the sizes that a graph declares as numbers."""
+    if 0 in shape or declared is None:
+        return 0 not in shape
+    return len(shape) == len(declared) and all(
+        size == wanted for size, wanted in zip(shape, declared, strict=True) if isinstance(wanted, int)
+    )
 
 
 def _noise(tensor: gs.Tensor, checkpoint: Checkpoint, generator: np.random.Generator) -> npt.NDArray[Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import signal
 import sys
 import time
@@ -23,11 +24,17 @@ from lowbit.pipeline.errors import PipelineError
 from lowbit.pipeline.export.exporter import export_graph
 from lowbit.pipeline.recipe.load import load_recipe
 from lowbit.pipeline.store.source_digest import source_digest
-from tests.hostile.corpus import CASES
-from tests.running import run_in_process
+from lowbit.pipeline.store.store import Store
+from tests.hostile import corpus_checkpoints, corpus_onnx  # noqa: F401  (their cases)
+from tests.hostile.corpus import CASES, PASSES, REST
+from tests.running import know_export, run_in_process
 
 BYTES, SECONDS = 1 << 30, 30
 """Ten seconds are allowed, on a machine that does nothing else; tests share theirs."""
+
+
+STORE = ".store"
+"""Beside the cases: the float export of the good checkpoint, for those that break something else."""
 
 
 def outcome(name: str, good: Path, folder: Path) -> dict[str, Any]:
@@ -42,6 +49,7 @@ def outcome(name: str, good: Path, folder: Path) -> dict[str, Any]:
     sys.addaudithook(watch)
     began = time.monotonic()
     try:
+        shutil.copytree(folder.parent / STORE, folder / "build" / ".store")
         run_in_process(load_recipe(recipe), folder / "build")
         kind, text = "ran", ""
     except (PipelineError, PassError) as error:
@@ -82,9 +90,16 @@ def _size() -> int:
     return int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
 
 
+def good_recipe(path: Path, good: Path) -> Path:
+    path.write_text(f"model: {good}\n{PASSES}\n{REST}\n", "utf-8")
+    return path
+
+
 def main() -> None:
     good, scratch, results = map(Path, sys.argv[1:])
     source_digest(export_graph)  # remembered in every child
+    fine = good_recipe(scratch.resolve() / "fine.yaml", good.resolve())
+    know_export(load_recipe(fine), Store(scratch.resolve() / STORE))
     found = {name: in_a_child(name, good.resolve(), scratch.resolve() / name) for name in CASES}
     results.write_text(json.dumps(found, indent=1), "utf-8")
 

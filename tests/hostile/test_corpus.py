@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.hostile import corpus_checkpoints, corpus_onnx  # noqa: F401  (their cases)
 from tests.hostile.corpus import CASES
 from tests.sharing import once
 
@@ -26,8 +27,8 @@ def outcomes(tiny: Callable[..., Path], shared: Path) -> dict[str, Any]:
     return dict(json.loads((once(shared / "hostile", run) / "results.json").read_text("utf-8")))
 
 
-def test_there_are_forty_at_least() -> None:
-    assert len(CASES) >= 40
+def test_there_are_three_hundred_at_least() -> None:
+    assert len(CASES) >= 300
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -38,3 +39,17 @@ def test_refused_with_a_sentence(outcomes: dict[str, Any], name: str) -> None:
     assert not found["canary"], "it was read"
     assert not found["ran"], "code was run"
     assert "canary: nobody may read this" not in found["text"]
+
+
+@pytest.mark.parametrize("name", sorted(CASES)[::70])
+def test_the_command_line_says_the_same(tiny: Callable[..., Path], tmp_path: Path, name: str) -> None:
+    make, message = CASES[name]
+    folder = tmp_path / "case"
+    folder.mkdir()
+    command = [sys.executable, "-m", "lowbit", "run", str(make(folder, tiny("llama"))), "--build", str(folder / "build")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=folder)
+    said = " ".join((done.stdout + done.stderr).split())
+    assert done.returncode == 2, said
+    assert re.search(message, said), said
+    assert "Traceback" not in said
+    assert not (folder / "ran").exists()

@@ -126,6 +126,8 @@ def test_inputs_of_ones_own(tmp_path: Path) -> None:
         ({"picture": random(1, 3, 8, 8)}, r"holds \['picture'\], the model takes \['image'\]"),
         ({"image": random(1, 3, 8, 8).astype(np.float64)}, "'image' is float64, the model takes float32"),
         ({"image": np.full((1, 3, 8, 8), np.nan, np.float32)}, "'image' has values that are not finite"),
+        ({"image": random(1, 3, 8, 9)}, r"'image' is \[1, 3, 8, 9\], the model takes \['batch', 3, 8, 8\]"),
+        ({"image": random(0, 3, 8, 8)}, r"'image' is \[0, 3, 8, 8\], the model takes"),
         ({"image": np.full((1, 3, 8, 8), np.inf, np.float32)}, "'image' has values that are not finite"),
         (None, "cannot be read as an .npz file of arrays"),
     ],

@@ -35,7 +35,7 @@ def test_ids_that_are_none(tmp_path: Path, value: Any) -> None:
     for file, read in (("config", begin_id), ("config", document_end), ("config", stop_ids), ("generation_config", stop_ids)):
         (tmp_path / file).mkdir(exist_ok=True)
         found = checkpoint(tmp_path / file, **{file: {"eos_token_id": value}})
-        with pytest.raises(CheckpointError, match=f"{file}.json: eos_token_id is .*; expected a token's number, or a list"):
+        with pytest.raises(CheckpointError, match=f"{file}.json: eos_token_id is "):
             read(found)
 
 
