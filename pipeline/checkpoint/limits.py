@@ -20,6 +20,17 @@ TEMPLATE_SECONDS, TEMPLATE_BYTES, TEMPLATE_CHARACTERS = 3, 256 << 20, 16 << 20
 """Of processor time for one conversation, of memory beyond what the imports took, and of the text that comes out."""
 
 
+def export_limits(weights: int, values: int, cores: int) -> tuple[int, int]:
+    """Seconds of processor time and bytes of memory for an export; some times what the largest models took.
+
+    Args:
+        weights: how many tensors the checkpoint has: a graph grows with them.
+        values: bytes of those that are traced with their values.
+        cores: each has a thread with memory of its own.
+    """
+    return 120 + weights, (8 << 30) + (weights << 20) + 4 * values + (cores << 27)
+
+
 def limit_seconds(seconds: int) -> None:
     """End this process when it takes so many more seconds of processor time; a later call starts the count anew."""
     import resource  # no module of every system

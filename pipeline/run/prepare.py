@@ -16,6 +16,7 @@ from lowbit.pipeline.errors import PipelineError
 from lowbit.pipeline.estimate.sizes import Plan, plan_of
 from lowbit.pipeline.export.bind import load_graph
 from lowbit.pipeline.export.exporter import export_graph
+from lowbit.pipeline.export.limited import export_within_limits
 from lowbit.pipeline.export.support import check_config, check_layers, describe
 from lowbit.pipeline.mixed_precision.allocate import allocate
 from lowbit.pipeline.mixed_precision.budget import BudgetEntry, budget_entry
@@ -61,7 +62,7 @@ def _export(run: Run, task: Task) -> None:
     def write(folder: Path) -> dict[str, Any]:
         check_config(run.checkpoint, run.recipe.export)
         check_layers(run.checkpoint)
-        isolated(export_graph, run.checkpoint, run.recipe.export, folder / MODEL)
+        isolated(export_within_limits, run.checkpoint, run.recipe.export, folder / MODEL)
         return {}
 
     run.graph_file = task.recall(write).file(MODEL)

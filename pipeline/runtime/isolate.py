@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import signal
 import subprocess
 import sys
 import tempfile
@@ -31,7 +32,7 @@ def isolated(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         function: of a module that can be imported; arguments and result are pickled.
 
     Raises:
-        PipelineError: the process died, most likely for lack of memory.
+        PipelineError: the process died, most likely for lack of memory, or took more time than it had set itself.
     """
     with tempfile.TemporaryDirectory() as scratch:
         request, result = Path(scratch, "request"), Path(scratch, "result")
@@ -49,6 +50,10 @@ def isolated(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
                 raise
         log.debug("%s printed:\n%s", function.__name__, printed)
         end = "\n".join(printed.strip().splitlines()[-LAST_LINES:])
+        if process.returncode == -signal.SIGXCPU:
+            raise _noted(
+                PipelineError(f"the process for {function.__name__} took more processor time than it may and was stopped."), end
+            )
         if process.returncode < 0:
             raise _noted(
                 PipelineError(
