@@ -47,7 +47,7 @@ class Options(BaseModel):
         OptionError: an option is missing, unknown or of another type.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     if not TYPE_CHECKING:  # to a type checker the fields are the arguments
 

@@ -11,7 +11,7 @@ import sys
 
 from lowbit.passes.base import PassError
 from lowbit.pipeline.cli.app import app, call
-from lowbit.pipeline.errors import PipelineError
+from lowbit.pipeline.errors import PipelineError, visible
 
 __all__ = ["app", "main"]
 
@@ -31,7 +31,7 @@ def main() -> None:
         call(sys.argv[1:])
     except (PipelineError, PassError) as error:
         notes = "\n".join(getattr(error, "__notes__", ())).splitlines()
-        print("\n".join([f"error: {error}", *(f"  {line}" for line in notes)]), file=sys.stderr)
+        print(visible("\n".join([f"error: {error}", *(f"  {line}" for line in notes)])), file=sys.stderr)
         sys.exit(2)
     except _Stopped:
         print("\nstopped. What was finished is kept: run again to go on.", file=sys.stderr)

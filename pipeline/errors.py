@@ -6,6 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 
+def visible(text: str) -> str:
+    """Text with characters that steer a terminal, or that nobody sees, written as escapes: names may hold them."""
+    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
+
+
 class PipelineError(Exception):
     """A mistake that the user can mend; shown without a traceback, exit status 2."""
 

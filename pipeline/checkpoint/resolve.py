@@ -8,7 +8,7 @@ from lowbit.pipeline.checkpoint.huggingface import SIDE_FILES, Checkpoint, open_
 from lowbit.pipeline.checkpoint.onnx_model import open_onnx
 from lowbit.pipeline.errors import CheckpointError
 from lowbit.pipeline.recipe.recipe import Recipe
-from lowbit.pipeline.recipe.sections import ONNX_SUFFIX, Model
+from lowbit.pipeline.recipe.sections import ONNX_SUFFIX, Model, place_of
 
 PATTERNS = [*SIDE_FILES, "*.safetensors", "model.safetensors.index.json"]
 
@@ -26,14 +26,14 @@ def resolve(recipe: Recipe, override: Path | None, download: bool = True) -> Che
     if override is not None:
         return _open(override, str(override))
     if model.is_folder:
-        return _open((recipe.folder / Path(model.source).expanduser()).resolve(), model.source)
+        return _open(place_of(recipe.folder, model.source), model.source)
     return _fetch(model, f"name it: make recipe={recipe.name} model=/path/to/folder", download)
 
 
 def open_model(source: str) -> Checkpoint:
     """A model that no recipe names yet: a folder, an ONNX file, or one from the Hub."""
     model = Model(source=source)
-    return _open(Path(source).expanduser(), source) if model.is_folder else _fetch(model, "give that in place of the id.", True)
+    return _open(place_of(Path(), source), source) if model.is_folder else _fetch(model, "give that in place of the id.", True)
 
 
 def _fetch(model: Model, remedy: str, download: bool) -> Checkpoint:

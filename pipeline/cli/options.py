@@ -10,6 +10,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.text import Text
+
+from lowbit.pipeline.report.plain_text import plain
 
 RecipeName = Annotated[str, typer.Argument(help="A recipe file, or the name of one in recipes/ or of one that comes along.")]
 Folder = Annotated[Path, typer.Argument(help="A finished folder, build/<recipe>.")]
@@ -48,7 +51,8 @@ def progress(as_json: bool = False) -> Console:
 def show(*things: Any) -> None:
     """Print tables and paths, also with `-q`: they are what was asked for."""
     for thing in things:
-        Console().print(thing, soft_wrap=isinstance(thing, str), highlight=False, markup=False)
+        thing = plain(thing) if isinstance(thing, str) else thing
+        Console().print(thing, soft_wrap=isinstance(thing, Text), highlight=False, markup=False)
 
 
 def show_json(value: Any) -> None:

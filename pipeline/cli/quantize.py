@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from lowbit.pipeline.cli.options import Build, Json, Plugins, StorePlace, progress, show, show_json
+from lowbit.pipeline.report.plain_text import plain
 
 Model = Annotated[str, typer.Argument(help="A folder, an ONNX file, or a model id on the Hugging Face Hub.")]
 Bits = Annotated[int | None, typer.Option(help="2, 3, 4 or 8; 4 if nothing is said.")]
@@ -43,8 +44,8 @@ def quantize(
     made = api.recipe_for(model, bits=bits, block_size=block_size, method=method, fit=fit, convert=target, name=name)
     file = made.save_new(recipe or Path(f"{made.name}.yaml"))
     for sentence in made.said:
-        console.print(f"  {sentence}", highlight=False, markup=False)
-    console.print(f"  {file} is the recipe: change it, and `lowbit run {file}`", highlight=False, markup=False, soft_wrap=True)
+        console.print(plain(f"  {sentence}"))
+    console.print(plain(f"  {file} is the recipe: change it, and `lowbit run {file}`"), soft_wrap=True)
     result = made.run(build, store=store, console=console)
     if as_json:
         show_json(result.figures() | {"recipe_file": file, "chosen": made.said})

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from lowbit.passes.quant.parallel import core_count
 from lowbit.pipeline.recipe.load import RECIPES
+from lowbit.pipeline.report.plain_text import plain
 from lowbit.pipeline.report.units import megabytes
 from lowbit.pipeline.store.digests import versions
 
@@ -67,7 +68,7 @@ def findings_table(findings: list[Finding]) -> Table:
     """For the terminal."""
     table = Table(show_header=False)
     for name, well, text in findings:
-        table.add_row(name, "ok" if well else "!", text, style="" if well else "bold red")
+        table.add_row(name, "ok" if well else "!", plain(text), style="" if well else "bold red")
     return table
 
 

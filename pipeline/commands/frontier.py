@@ -27,6 +27,7 @@ from lowbit.pipeline.recipe.recipe import Recipe
 from lowbit.pipeline.report.charts import frontier_figure
 from lowbit.pipeline.report.drawing import save
 from lowbit.pipeline.report.manifest import read_manifest
+from lowbit.pipeline.report.plain_text import plain_title
 from lowbit.pipeline.report.units import megabytes
 from lowbit.pipeline.run.context import Run
 from lowbit.pipeline.run.prepare import export_steps
@@ -161,9 +162,8 @@ def _in_nats(options: AllocateBits) -> bool:
 
 
 def _table(recipe: Recipe, found: dict[str, list[Point]]) -> Table:
-    table = Table(
-        "", "bits per weight", "size", "predicted", "measured KL", title=f"frontier of {recipe.name}", title_justify="left"
-    )
+    title = plain_title(f"frontier of {recipe.name}")
+    table = Table("", "bits per weight", "size", "predicted", "measured KL", title=title, title_justify="left")
     for kind, points in found.items():
         for point in points:
             measured = "" if point.kl_divergence is None else f"{point.kl_divergence:.4f}"

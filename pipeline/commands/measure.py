@@ -18,6 +18,7 @@ from rich.table import Table
 from lowbit.pipeline.errors import PipelineError
 from lowbit.pipeline.mixed_precision.device_times import DeviceTimes
 from lowbit.pipeline.recipe.load import load_recipe
+from lowbit.pipeline.report.plain_text import plain
 from lowbit.pipeline.run.runner import run_recipe
 from lowbit.pipeline.store.digests import versions
 from lowbit.pipeline.store.store import Store, writing
@@ -88,6 +89,6 @@ def _write(into: Path, engine: str, times: dict[int, float], shape: tuple[int, i
     shown = Table("bits", "us", "of 4 bits")
     for bits, share in table.relative(BITS).items():
         shown.add_row(str(bits), f"{table.microseconds[bits]:.0f}", f"{share:.2f} x")
-    console.print(f"{ENGINES[engine]}, in {path}:", highlight=False)
+    console.print(plain(f"{ENGINES[engine]}, in {path}:"))
     console.print(shown)
     return path

@@ -17,6 +17,7 @@ from lowbit.pipeline.mixed_precision.budget import budget_entry
 from lowbit.pipeline.mixed_precision.problem import Context
 from lowbit.pipeline.recipe.recipe import Recipe
 from lowbit.pipeline.report.bits_map import bits_map
+from lowbit.pipeline.report.plain_text import plain, plain_title
 from lowbit.pipeline.report.units import megabytes
 from lowbit.pipeline.run.steps import all_steps
 from lowbit.pipeline.store.store import Store
@@ -57,26 +58,25 @@ def plan_tables(plan: Plan) -> list[Table]:
         zeros = ", symmetric" if form.symmetric else ", float zero points" if form.free else ""
         what = f"{form.bits} bits, block {form.block_size}{zeros}"
         groups.setdefault((kind, shape, what, one.weight.made_by), []).append(one)
-    layers = Table(
-        "layers", "", "shape", "becomes", "method", "ONNX", "known", title=f"plan of {recipe.name}", title_justify="left"
-    )
+    title = plain_title(f"plan of {recipe.name}")
+    layers = Table("layers", "", "shape", "becomes", "method", "ONNX", "known", title=title, title_justify="left")
     for (kind, shape, what, method), members in groups.items():
         size = megabytes(sum(one.onnx_bytes for one in members))
         known = f"{sum(one.cached for one in members)} of {len(members)}"
         if members[0].weight.method.calibrated or members[0].weight.training is not None:
             known = "at run time"  # the key holds what all earlier layers became
-        layers.add_row(kind, f"{len(members)} x", shape, what, method, size, known)
+        layers.add_row(*map(plain, (kind, f"{len(members)} x", shape, what, method, size, known)))
     totals = Table(show_header=False)
     totals.add_row("reads", megabytes(plan.source_bytes))
     totals.add_row("bits per weight", f"{plan.bits_per_weight:.3f}")
     totals.add_row("float weights kept", megabytes(plan.float_bytes))
     totals.add_row("ONNX model", megabytes(plan.onnx_bytes))
     for target, count in plan.hand_off_bytes.items():
-        totals.add_row(f"{target} folder", megabytes(count))
+        totals.add_row(plain(f"{target} folder"), megabytes(count))
     totals.add_row("disk needed", megabytes(plan.disk_bytes))
     totals.add_row("memory needed", f"about {megabytes(plan.memory_bytes)}")
     totals.add_row("time expected", f"about {_duration(plan.seconds)} on 2 cores and a disk of 500 MB/s")
-    totals.add_row("steps", ", ".join(plan.steps))
+    totals.add_row("steps", plain(", ".join(plan.steps)))
     bits = bits_map({one.weight.name: (one.weight.form.bits, one.weight.form.block_size) for one in plan.weights})
     return [layers, *([] if bits is None else [bits]), totals]
 

@@ -17,7 +17,7 @@ from lowbit.pipeline.recipe.build import Entry, HandOff, Section, as_text, make_
 from lowbit.pipeline.recipe.edit import portable
 from lowbit.pipeline.recipe.load import find_recipe
 from lowbit.pipeline.recipe.load import load_recipe as load_file
-from lowbit.pipeline.recipe.sections import Convert
+from lowbit.pipeline.recipe.sections import Convert, place_of
 from lowbit.pipeline.report.result import Result
 from lowbit.pipeline.run.runner import run_recipe
 from lowbit.pipeline.store.shared import store_at
@@ -72,7 +72,7 @@ class Recipe:
     def model(self) -> str:
         """The whole path of its model, or the id on the Hub."""
         model = self.checked.model
-        return str((self.checked.folder / Path(model.source).expanduser()).resolve()) if model.is_folder else model.source
+        return str(place_of(self.checked.folder, model.source)) if model.is_folder else model.source
 
     @property
     def text(self) -> str:
@@ -136,18 +136,15 @@ def load_recipe(name: str | Path) -> Recipe:
 
 def source_of(model: str | Path) -> str:
     """What a recipe says of a model: the whole path of one that is here, or the id of one on the Hub."""
-    path = Path(model).expanduser()
-    here = isinstance(model, Path) or path.exists() or str(model).startswith((".", "/", "~"))
-    return str(path.resolve()) if here else str(model)
+    place = place_of(Path(), str(model))
+    here = isinstance(model, Path) or place.exists() or str(model).startswith((".", "/", "~"))
+    return str(place) if here else str(model)
 
 
 def name_of(model: Any) -> str:
     """A name for a result: the last part of the model's, in lower case."""
     source = model["source"] if isinstance(model, Mapping) else getattr(model, "source", model)
-    return (
-        re.sub(r"[^a-z0-9._-]+", "-", Path(source).expanduser().resolve().name.lower().removesuffix(".onnx")).strip("-.")
-        or "model"
-    )
+    return re.sub(r"[^a-z0-9._-]+", "-", place_of(Path(), source).name.lower().removesuffix(".onnx")).strip("-.") or "model"
 
 
 def hand_offs_of(convert: HandOff | Sequence[HandOff]) -> list[Convert | Mapping[str, Any]]:

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 
 from lowbit.passes.base import PassError
 from lowbit.pipeline.errors import PipelineError, ValidationFailed
 from lowbit.pipeline.recipe.edit import variant
 from lowbit.pipeline.recipe.recipe import Recipe
+from lowbit.pipeline.recipe.yaml_reader import parse
+from lowbit.pipeline.report.plain_text import plain
 from lowbit.pipeline.report.result import Comparison, compare_results
 from lowbit.pipeline.run.runner import run_recipe
 from lowbit.pipeline.store.store import Store, writing
@@ -78,7 +79,7 @@ def read_axes(texts: list[str]) -> list[Axis]:
         path, equals, values = word.partition("=")
         if not equals or not values:
             raise PipelineError(f"--vary {word}: write an option and its values: passes.quantize_matmul.bits=4,3,2.")
-        axes.append(Axis(path, tuple(yaml.safe_load(value) for value in values.split(","))))
+        axes.append(Axis(path, tuple(parse(Path(f"--vary {path}"), value).value for value in values.split(","))))
     if not axes:
         raise PipelineError("--vary: nothing is varied; write an option and its values: passes.quantize_matmul.bits=4,3,2.")
     return axes
@@ -127,7 +128,7 @@ def run_here(recipes: list[Recipe], folder: Path, model: Path | None, store: Sto
     for one in recipes:
         if (why := attempt(one, folder, model, store, console)) is not None:
             failures[one.name] = why
-            console.print(f"  {one.name} failed: {why}", highlight=False, markup=False)
+            console.print(plain(f"  {one.name} failed: {why}"))
     return failures
 
 

@@ -12,6 +12,7 @@ from lowbit.pipeline.commands.sweep import Runs, attempt
 from lowbit.pipeline.errors import PipelineError
 from lowbit.pipeline.recipe.load import load_recipe
 from lowbit.pipeline.recipe.recipe import Recipe
+from lowbit.pipeline.report.plain_text import plain
 from lowbit.pipeline.store.store import Store
 
 
@@ -48,9 +49,7 @@ def run_on(address: str) -> Runs:
                     node, why = "a node", f"died: {str(error).splitlines()[0]}"
                 if why is not None:
                     failures[name] = why
-                console.print(
-                    f"  {name} {'done' if why is None else f'failed: {why}'} on {node}", highlight=False, markup=False
-                )
+                console.print(plain(f"  {name} {'done' if why is None else f'failed: {why}'} on {node}"))
             return failures
         finally:
             ray.shutdown()

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import yaml
 from pydantic import Field, ValidationError
 
 from lowbit.passes.base import Options
 from lowbit.passes.registry import did_you_mean
-from lowbit.pipeline.errors import PipelineError
+from lowbit.pipeline.errors import PipelineError, RecipeError
 from lowbit.pipeline.recipe.load import RECIPES
+from lowbit.pipeline.recipe.yaml_reader import read_table
 
 
 class DeviceTimes(Options):
@@ -59,6 +59,6 @@ def device_times(name: str, folder: Path) -> DeviceTimes:
         known = list(dict.fromkeys(file.stem for place in (own, along) for file in sorted(place.glob("*.yaml"))))
         raise PipelineError(f"{path}: no such table of times. {did_you_mean(name, known)} `lowbit measure` makes one.")
     try:
-        return DeviceTimes.model_validate(yaml.safe_load(path.read_text("utf-8")), strict=False)
-    except (ValidationError, yaml.YAMLError, UnicodeDecodeError) as error:
+        return DeviceTimes.model_validate(read_table(path), strict=False)
+    except (ValidationError, RecipeError) as error:
         raise PipelineError(f"{path}: no table of times: {error}") from error

@@ -42,9 +42,9 @@ def make_recipe(name: str, folder: Path, sections: Mapping[str, Any]) -> Recipe:
     if isinstance(passes := sections.get("passes"), Sequence) and not isinstance(passes, str):
         content["passes"] = [_entry(entry) for entry in passes]
     file = folder / f"{name}.yaml"
-    checked = check_recipe(PlainValues(file, content), as_text(content))
+    checked = check_recipe(PlainValues(file, as_text(content), content))
     moved = portable(checked)
-    return check_recipe(PlainValues(file, moved), as_text(moved))
+    return check_recipe(PlainValues(file, as_text(moved), moved))
 
 
 def as_text(content: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ import yaml
 from lowbit.pipeline.recipe.load import load_recipe
 from lowbit.pipeline.recipe.names import check_name
 from lowbit.pipeline.recipe.recipe import PassEntry, Recipe
+from lowbit.pipeline.recipe.yaml_reader import parse
 
 PATHS = {"model": ("source",), "validate": ("text", "inputs"), "calibrate": ("text", "prompts")}
 """Options that may be paths relative to the recipe."""
@@ -19,7 +20,7 @@ PATHS = {"model": ("source",), "validate": ("text", "inputs"), "calibrate": ("te
 
 def portable(recipe: Recipe) -> dict[str, Any]:
     """A recipe as plain values that mean the same wherever they are written: its paths are absolute."""
-    content: dict[str, Any] = yaml.safe_load(recipe.text)
+    content: dict[str, Any] = parse(recipe.file, recipe.text).value
     if isinstance(source := content["model"], str) and source.startswith("."):
         content["model"] = str((recipe.folder / source).resolve())
     for section, names in PATHS.items():
@@ -27,15 +28,23 @@ def portable(recipe: Recipe) -> dict[str, Any]:
         if not isinstance(value, dict):
             continue
         for name in names:
-            if isinstance(path := value.get(name), str) and (recipe.folder / path).exists():
+            if isinstance(path := value.get(name), str) and _is_there(recipe.folder / path):
                 value[name] = str((recipe.folder / path).resolve())
     for entry in content["passes"]:
         if isinstance(entry, dict) and isinstance(options := entry.get("allocate_bits"), dict) and "target" in options:
             target = str(options["target"])
             path = target if target.endswith((".yaml", ".yml")) else f"targets/{target}.yaml"
-            if (recipe.folder / path).exists():
+            if _is_there(recipe.folder / path):
                 options["target"] = str((recipe.folder / path).resolve())
     return content
+
+
+def _is_there(path: Path) -> bool:
+    """Whether a path leads to something; no name too long, or with a NUL, does."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def variant(recipe: Recipe, file: Path, change: Callable[[dict[str, Any]], None]) -> Recipe:

@@ -17,7 +17,7 @@ from lowbit.pipeline.recipe.recipe import PassEntry, Recipe
 from lowbit.pipeline.recipe.sections import ONNX_SUFFIX, ORDER, SECTIONS, Convert, Export
 from lowbit.pipeline.recipe.settings import trust_by_settings
 from lowbit.pipeline.recipe.targets import DEFAULT, find_options, targets_with
-from lowbit.pipeline.recipe.yaml_reader import Document, read
+from lowbit.pipeline.recipe.yaml_reader import MAX_TEXT, Document, read
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 """Those that come along: `recipes/` beside `pipeline/`, in a checkout as in an installed package."""
@@ -29,6 +29,8 @@ def find_recipe(name: str, folder: Path = Path("recipes")) -> Path:
     Raises:
         RecipeError: there is none.
     """
+    if len(name) > MAX_TEXT:
+        raise RecipeError(Path(f"{name[:40]}..."), "no such recipe file.")
     path = Path(name)
     if path.suffix in (".yaml", ".yml") or path.is_file():
         if not path.is_file():
@@ -48,12 +50,11 @@ def load_recipe(file: Path) -> Recipe:
     Raises:
         RecipeError: the first thing that is wrong, with its position.
     """
-    document = read(file)
-    return check_recipe(document, file.read_text("utf-8"))
+    return check_recipe(read(file))
 
 
-def check_recipe(document: Document, text: str) -> Recipe:
-    """A recipe from its values; `text` is its YAML.
+def check_recipe(document: Document) -> Recipe:
+    """A recipe from its values.
 
     Raises:
         RecipeError: the first thing that is wrong, with its place.
@@ -76,7 +77,7 @@ def check_recipe(document: Document, text: str) -> Recipe:
         if name in top
     }
     recipe = Recipe(
-        name=file.stem, file=file, text=text, passes=steps, model=sections["model"],  # type: ignore[arg-type]
+        name=file.stem, file=file, text=document.text, passes=steps, model=sections["model"],  # type: ignore[arg-type]
         export=sections.get("export", Export()), calibrate=sections.get("calibrate"),  # type: ignore[arg-type]
         validate=sections.get("validate"), convert=_hand_offs(document, top),  # type: ignore[arg-type]
     )  # fmt: skip

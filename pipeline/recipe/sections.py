@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from lowbit.passes.base import Options
+from lowbit.pipeline.errors import CheckpointError
 
 Task = Literal["text-generation-with-past", "feature-extraction", "image-classification", "text-classification"]
 
@@ -98,3 +100,17 @@ SECTIONS: dict[str, type[Options]] = {
     "model": Model, "export": Export, "calibrate": Calibrate, "validate": Validate,
 }  # fmt: skip
 """All but `passes` and `convert`, whose options depend on what they name."""
+
+
+def place_of(folder: Path, source: str) -> Path:
+    """The whole path of a model that is here: `~` is a home, what is relative starts from `folder`.
+
+    Raises:
+        CheckpointError: there can be no such path.
+    """
+    try:
+        place = (folder / Path(source).expanduser()).resolve()
+        place.exists()  # raises where a name is longer than any
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: nobody is called so, or links in a circle
+        raise CheckpointError(f"{source}: cannot be the path of a model: {error}") from error
+    return place

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from lowbit.passes.graph.names import LAYER
+from lowbit.pipeline.report.plain_text import plain
 
 STYLES = {2: "white on dark_red", 3: "black on orange3", 4: "black on green3", 8: "white on blue3"}
 """Hot are few bits, cold are many."""
@@ -25,8 +26,14 @@ def bits_map(forms: dict[str, tuple[int, int]]) -> Table | None:
     if all(row == layers[0] for row in layers):
         return None
     kinds = list(dict.fromkeys(kind for row in rows.values() for kind in row))
-    heads = [kind.removesuffix("_proj") for kind in kinds]
-    table = Table("layer", *heads, title="bits/block of every weight", title_justify="left", pad_edge=False)
+    heads = [Column(plain(kind.removesuffix("_proj"))) for kind in kinds]
+    table = Table(
+        "layer",
+        *heads,
+        title="bits/block of every weight",
+        title_justify="left",
+        pad_edge=False,
+    )
     for number, row in sorted(rows.items(), key=lambda item: int(item[0] or 1 << 30)):
         cells = [Text(f"{row[kind][0]}/{row[kind][1]}", STYLES.get(row[kind][0], "")) if kind in row else "" for kind in kinds]
         table.add_row(number, *cells)

@@ -10,6 +10,7 @@ from rich.table import Column, Table
 from lowbit.pipeline.report.charts import compare_figure
 from lowbit.pipeline.report.drawing import svg
 from lowbit.pipeline.report.manifest import Manifest, read_manifest
+from lowbit.pipeline.report.plain_text import plain
 from lowbit.pipeline.report.template import page_template
 from lowbit.pipeline.report.units import megabytes
 from lowbit.pipeline.store.store import writing
@@ -47,7 +48,7 @@ def comparison_table(rows: list[tuple[str, ...]]) -> Table:
     columns = (Column(name, no_wrap=bool(name), overflow="fold") for name in COLUMNS)
     table = Table(*columns, box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(plain, row))
     return table
 
 

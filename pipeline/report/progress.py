@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from lowbit.pipeline.report.peak_memory import PeakMemory
+from lowbit.pipeline.report.plain_text import plain
 from lowbit.pipeline.report.records import StepRecord
 
 log = logging.getLogger(__name__)
@@ -34,7 +35,8 @@ class Steps:
     def step(self, name: str, options: dict[str, JsonValue]) -> Iterator[tuple[Record, Callable[[float, str], None]]]:
         """A step: yields its record, to be filled, and a function to report (share done, rate)."""
         record = Record(name=name, options=options)
-        columns = (SpinnerColumn(), TextColumn("{task.description:<18}"), BarColumn(24), TextColumn("{task.fields[rate]}"))
+        step, rate = TextColumn("{task.description:<18}", markup=False), TextColumn("{task.fields[rate]}")
+        columns = (SpinnerColumn(), step, BarColumn(24), rate)
         start = time.monotonic()
         memory = PeakMemory()
         log.info("%s: begins, options %s", name, options)
@@ -51,7 +53,7 @@ class Steps:
         record.peak_rss_bytes = memory.peak()
         self.records.append(record)
         log.info("%s", _line(record).strip())
-        self.console.print(_line(record), highlight=False)
+        self.console.print(plain(_line(record)))
 
 
 def _line(record: Record) -> str:

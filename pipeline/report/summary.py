@@ -11,6 +11,7 @@ from lowbit.pipeline.report.bits_map import bits_map
 from lowbit.pipeline.report.engine_quality import EngineOnText, EngineQuality, NotCompared, TemplateMatch, TokenizerMatch
 from lowbit.pipeline.report.manifest import Manifest
 from lowbit.pipeline.report.output_quality import OutputErrors, OutputQuality
+from lowbit.pipeline.report.plain_text import plain, plain_title
 from lowbit.pipeline.report.records import HandOff
 from lowbit.pipeline.report.text_quality import TextQuality
 from lowbit.pipeline.report.units import megabytes
@@ -26,14 +27,14 @@ def show_result(console: Console, manifest: Manifest, folder: Path) -> None:
     if (bits := bits_map(forms)) is not None:
         console.print(bits)
     for kind in manifest.folders:
-        console.print(f"  {folder / kind}", soft_wrap=True, highlight=False)
+        console.print(plain(f"  {folder / kind}"), soft_wrap=True)
 
 
 def closing_table(manifest: Manifest) -> Table:
     """Size, quality and proof of a finished run."""
-    table = Table(title=manifest.recipe, show_header=False, title_justify="left")
+    table = Table(title=plain_title(manifest.recipe), show_header=False, title_justify="left")
     for row in closing_rows(manifest):
-        table.add_row(*row)
+        table.add_row(*map(plain, row))
     return table
 
 

@@ -17,6 +17,7 @@ from lowbit.pipeline.report.html import write_pages
 from lowbit.pipeline.report.log import logged
 from lowbit.pipeline.report.make_manifest import make_manifest, seal_manifest
 from lowbit.pipeline.report.manifest import Manifest
+from lowbit.pipeline.report.plain_text import plain
 from lowbit.pipeline.report.records import Source
 from lowbit.pipeline.report.summary import show_result
 from lowbit.pipeline.run.context import Run
@@ -43,7 +44,7 @@ def run_recipe(recipe: Recipe, build: Path, model: Path | None, console: Console
     with locked(target), logged(target), work_folder(target) as work:
         store.sweep()
         run = Run.begin(recipe, resolve(recipe, model), store, console, work)
-        console.print(f"{recipe.name}: {describe(run.checkpoint)}")
+        console.print(plain(f"{recipe.name}: {describe(run.checkpoint)}"))
         check_template(run.checkpoint)
         with writing(build):
             for step in opening_steps(recipe, run.checkpoint):

@@ -35,13 +35,13 @@ class Engine(Convert):
     folder = "toy"
 """
 NAMED: dict[str, dict[str, Any]] = {
-    "pass": {"passes": ["toys.all"]},
-    "method": {"passes": [{"quantize_matmul": {"bits": 4, "method": "toys.all"}}]},
+    "pass": {"passes": ["strange.all"]},
+    "method": {"passes": [{"quantize_matmul": {"bits": 4, "method": "strange.all"}}]},
     "method with options": {
         "calibrate": {},
-        "passes": [{"quantize_matmul": {"bits": 4, "method": {"refine": {"after": {"toys.all": {}}}}}}],
+        "passes": [{"quantize_matmul": {"bits": 4, "method": {"refine": {"after": {"strange.all": {}}}}}}],
     },
-    "target": {"passes": ["narrow_embedding"], "convert": {"target": "toys.all"}},
+    "target": {"passes": ["narrow_embedding"], "convert": {"target": "strange.all"}},
 }
 
 
@@ -50,12 +50,12 @@ class Toys:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.ran = folder, folder.parent / "ran"
-        (folder / "toys").mkdir(parents=True)
-        (folder / "toys" / "__init__.py").write_text(f"from pathlib import Path\nPath({str(self.ran)!r}).touch()\n", "utf-8")
+        (folder / "strange").mkdir(parents=True)
+        (folder / "strange" / "__init__.py").write_text(f"from pathlib import Path\nPath({str(self.ran)!r}).touch()\n", "utf-8")
         self.write(PASS.format(ran=str(self.ran)))
 
     def write(self, code: str) -> None:
-        (self.folder / "toys" / "all.py").write_text(code, "utf-8")
+        (self.folder / "strange" / "all.py").write_text(code, "utf-8")
 
     def recipe(self, **sections: Any) -> Path:
         file = self.folder / "mine.yaml"
@@ -74,7 +74,7 @@ def toys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Toys]:
     trust._installed.cache_clear()
     yield made
     trust._installed.cache_clear()
-    for name in [name for name in sys.modules if name.partition(".")[0] == "toys"]:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "strange"]:
         del sys.modules[name]
 
 
@@ -101,7 +101,7 @@ def test_a_recipe_runs_no_code_but_where_the_user_trusts_it(toys: Toys, sections
 
 
 def test_what_the_program_imported_is_trusted(toys: Toys) -> None:
-    __import__("toys.all")
+    __import__("strange.all")
     assert loads(toys.recipe())
 
 
@@ -111,7 +111,7 @@ def test_a_folder_in_the_settings_is_trusted(toys: Toys, tmp_path: Path) -> None
     for text, wrong in (
         ("trust: [x]", "settings are a list of folders"), ("trust_plugins: 3", "settings are a list of folders"),
         ("- a", "settings are a list of folders"), ("trust_plugins: [./no]", ":1:17: './no' cannot be trusted"),
-        ("trust_plugins: [~nobody/x]", "cannot be trusted"), ('trust_plugins: ["a\\0"]', "cannot be trusted"),
+        ("trust_plugins: [~nobody/x]", "cannot be trusted"), ('trust_plugins: ["a\\0"]', "cannot be seen"),
     ):  # fmt: skip
         settings.write_text(text, "utf-8")
         with pytest.raises(RecipeError, match=wrong) as error:
@@ -127,23 +127,23 @@ def test_an_installed_package_that_says_so_is_trusted(toys: Toys, tmp_path: Path
     installed = tmp_path / "site"
     monkeypatch.setattr(site, "getsitepackages", lambda: [str(installed)])
     for folder in (toys.folder, installed):  # the stranger's says so, too
-        (folder / "toys-1.dist-info").mkdir(parents=True)
-        (folder / "toys-1.dist-info" / "METADATA").write_text("Name: toys\nVersion: 1\n", "utf-8")
-    (toys.folder / "toys-1.dist-info" / "entry_points.txt").write_text("[lowbit.plugins]\ntoys = toys\n", "utf-8")
+        (folder / "strange-1.dist-info").mkdir(parents=True)
+        (folder / "strange-1.dist-info" / "METADATA").write_text("Name: strange\nVersion: 1\n", "utf-8")
+    (toys.folder / "strange-1.dist-info" / "entry_points.txt").write_text("[lowbit.plugins]\nstrange = strange\n", "utf-8")
     assert not loads(toys.recipe())
-    (installed / "toys-1.dist-info" / "entry_points.txt").write_text("[lowbit.plugins]\ntoys = toys\n", "utf-8")
+    (installed / "strange-1.dist-info" / "entry_points.txt").write_text("[lowbit.plugins]\nstrange = strange\n", "utf-8")
     trust._installed.cache_clear()
     assert not loads(toys.recipe()), "the working directory's comes first in the path, and is another"
     assert not toys.ran.exists()
     file = toys.recipe()
-    (toys.folder / "toys").rename(installed / "toys")
+    (toys.folder / "strange").rename(installed / "strange")
     monkeypatch.setattr(sys, "path", [*sys.path, str(installed)])
     assert loads(file)
 
 
 def test_a_package_that_is_spread_over_folders_is_trusted_in_all_or_not(toys: Toys, tmp_path: Path) -> None:
-    (toys.folder / "toys" / "__init__.py").unlink()
-    (tmp_path / "mine" / "toys").mkdir(parents=True)
+    (toys.folder / "strange" / "__init__.py").unlink()
+    (tmp_path / "mine" / "strange").mkdir(parents=True)
     lowbit.trust_plugins(tmp_path / "mine")
     assert not loads(toys.recipe())
     assert not toys.ran.exists()
@@ -153,7 +153,7 @@ def test_a_package_that_is_spread_over_folders_is_trusted_in_all_or_not(toys: To
 def test_code_that_fails_is_a_sentence(toys: Toys, code: str) -> None:
     toys.write(code)
     lowbit.trust_plugins(toys.folder)
-    with pytest.raises(RecipeError, match=r"mine.yaml:3:3: (the|there is no) pass module 'toys.all'"):
+    with pytest.raises(RecipeError, match=r"mine.yaml:3:3: (the|there is no) pass module 'strange.all'"):
         load_recipe(toys.recipe())
 
 
