@@ -11,6 +11,9 @@ MOST_EXPERTS, MOST_TOKENS, MOST_POSITIONS = 1 << 12, 1 << 24, 1 << 26
 MOST_LABELS, MOST_PIXELS, MOST_CHANNELS, MOST_PATCHES = 1 << 17, 1 << 14, 1 << 8, 1 << 16
 """Of a configuration: what the largest models have, and some times more."""
 
+TOKENIZER_SECONDS, TOKENIZER_BYTES = 5, 1 << 30
+"""Of processor time to load a tokenizer and read a page, and of memory; Gemma's takes two seconds and 0.3 GB."""
+
 MOST_NODES, MOST_BODIES, MOST_ELEMENTS, MOST_RANK = 200_000, 8, 1 << 40, 64
 MOST_CONSTANT_ELEMENTS, MOST_ROUNDS = 1 << 26, 1 << 16
 """Of an ONNX graph: nodes, bodies in one another, elements and dimensions of a tensor, elements that constants are expanded to,

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
-from lowbit.pipeline.checkpoint.files import read_text
+from lowbit.pipeline.checkpoint.files import present_file, read_text
 from lowbit.pipeline.checkpoint.huggingface import Checkpoint
-from lowbit.pipeline.checkpoint.limits import MOST_TOKENS
+from lowbit.pipeline.checkpoint.limits import MOST_TOKENS, TOKENIZER_BYTES, TOKENIZER_SECONDS
 from lowbit.pipeline.errors import CheckpointError
 
 
@@ -65,6 +68,22 @@ def _vocabulary(model: dict[str, Any]) -> dict[str, int]:
 
 def _text(value: Any) -> str:
     return str((value.get("content") if isinstance(value, dict) else value) or "")
+
+
+def check_tokenizer(checkpoint: Checkpoint) -> None:
+    """Load the tokenizer, where there is one, and read a page with it, in a process that has little time and memory.
+
+    Raises:
+        CheckpointError: it takes more than that. What is no tokenizer at all is left to `load_tokenizer`.
+    """
+    if (file := present_file(checkpoint.folder, "tokenizer.json")) is None:
+        return
+    command = [sys.executable, "-P", "-m", "lowbit.pipeline.checkpoint.tokenizer_worker", str(file)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    if subprocess.run(command, env=environment, capture_output=True, check=False).returncode < 0:
+        limits = f"{TOKENIZER_SECONDS} s or {TOKENIZER_BYTES >> 30} GB"
+        where = checkpoint.folder / "tokenizer.json"
+        raise CheckpointError(f"{where}: takes more than {limits} to read a page of text. Fetch the file again.")
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:

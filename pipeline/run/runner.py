@@ -8,6 +8,7 @@ from rich.console import Console
 
 from lowbit.pipeline.checkpoint.chat_template import check_template
 from lowbit.pipeline.checkpoint.resolve import resolve
+from lowbit.pipeline.checkpoint.tokenizer import check_tokenizer
 from lowbit.pipeline.convert.registry import find_target
 from lowbit.pipeline.errors import ValidationFailed
 from lowbit.pipeline.export.support import describe
@@ -46,6 +47,7 @@ def run_recipe(recipe: Recipe, build: Path, model: Path | None, console: Console
         run = Run.begin(recipe, resolve(recipe, model), store, console, work)
         console.print(plain(f"{recipe.name}: {describe(run.checkpoint)}"))
         check_template(run.checkpoint)
+        check_tokenizer(run.checkpoint)
         with writing(build):
             for step in opening_steps(recipe, run.checkpoint):
                 execute(run, step)

@@ -124,6 +124,7 @@ def two_shards(folder: Path, good: Path, name: str) -> Path:
     return recipe(folder)
 
 
+GROW = [{"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 100}] * 6
 BPE = {"type": "BPE", "vocab": {"a": 0}, "merges": []}
 
 
@@ -135,6 +136,7 @@ BPE = {"type": "BPE", "vocab": {"a": 0}, "merges": []}
     no_model={"model": None}, merges={"model": BPE | {"merges": ["a b c"]}}, unknown={"model": BPE | {"unk_token": 7}},
     ids={"model": BPE | {"vocab": {"a": -1}}}, fractions={"model": BPE | {"vocab": {"a": 0.5}}}, added={"added_tokens": [7]},
     missing={"model": BPE | {"merges": [["x", "y"]]}},
+    growth={"normalizer": {"type": "Sequence", "normalizers": GROW}},
 )  # fmt: skip
 def tokens(folder: Path, good: Path, part: dict[str, Any]) -> Path:
     (checkpoint(folder, good) / "tokenizer.json").write_text(json.dumps({"added_tokens": [], "model": BPE} | part))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lowbit.pipeline.checkpoint.huggingface import Checkpoint
-from lowbit.pipeline.checkpoint.tokenizer import begin_id, document_end, load_tokenizer, stop_ids
+from lowbit.pipeline.checkpoint.tokenizer import begin_id, check_tokenizer, document_end, load_tokenizer, stop_ids
 from lowbit.pipeline.errors import CheckpointError
 
 
@@ -52,6 +52,19 @@ def test_tokenizers_that_are_none(tmp_path: Path, part: dict[str, Any]) -> None:
     model = {"type": "BPE", "vocab": {"a": 0}, "merges": []}
     with pytest.raises(CheckpointError, match=r"tokenizer.json: not a tokenizer that the tokenizers library reads"):
         load_tokenizer(checkpoint(tmp_path, tokenizer={"model": model, **part}))
+
+
+GROW = [{"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 100}] * 6
+
+
+def test_a_tokenizer_that_takes_too_much(tmp_path: Path) -> None:
+    model = {"type": "BPE", "vocab": {"a": 0}, "merges": []}
+    check_tokenizer(checkpoint(tmp_path))
+    check_tokenizer(checkpoint(tmp_path, tokenizer={"model": model}))
+    with pytest.raises(CheckpointError, match=r"tokenizer.json: takes more than 5 s or 1 GB to read a page of text"):
+        check_tokenizer(
+            checkpoint(tmp_path, tokenizer={"model": model, "normalizer": {"type": "Sequence", "normalizers": GROW}})
+        )
 
 
 @pytest.mark.parametrize(
