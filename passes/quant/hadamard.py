@@ -32,7 +32,8 @@ class Rotation:
         """Rotate each run of `size` values along the last axis; float32 [..., a multiple of size]."""
         shape = x.shape
         signs = np.random.default_rng([self.seed, self.size]).choice(np.array([-1, 1], np.float32), self.size)
-        x = x.reshape(-1, self.size).astype(np.float32) * signs
+        # one layout whatever the caller's: a product sums in another order where the values of a run do not lie side by side
+        x = np.ascontiguousarray(x.reshape(-1, self.size), np.float32) * signs
         right = self.size
         for factor in hadamard_factors(self.size):
             right //= len(factor)

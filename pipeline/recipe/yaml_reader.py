@@ -104,7 +104,7 @@ def parse(file: Path, text: str) -> Document:
 
 def _compose(file: Path, text: str) -> yaml.Node | None:
     try:
-        return _Loader(file, text).get_single_node()
+        return _Composer(file, text).get_single_node()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise RecipeError(_position(file, mark) if mark else file, f"not YAML: {error.problem}.") from error
@@ -112,11 +112,14 @@ def _compose(file: Path, text: str) -> yaml.Node | None:
         raise RecipeError(file, f"not YAML: {error}") from error
 
 
-class _Loader(yaml.SafeLoader):  # type: ignore[misc]
-    """Builds nodes, so many and so deep and no more; nothing of it may be repeated by name."""
+class _Composer(yaml.composer.Composer, yaml.resolver.Resolver):  # type: ignore[misc]
+    """Builds nodes, so many and so deep and no more, of what libyaml reads; nothing of it may be repeated by name."""
 
     def __init__(self, file: Path, text: str) -> None:
-        super().__init__(text)
+        yaml.composer.Composer.__init__(self)
+        yaml.resolver.Resolver.__init__(self)
+        events = yaml.CSafeLoader(text)
+        self.check_event, self.peek_event, self.get_event = events.check_event, events.peek_event, events.get_event
         self.file, self.nodes, self.depth = file, 0, 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
@@ -173,7 +176,7 @@ def _mapping(document: Document, node: yaml.MappingNode, path: tuple[Any, ...]) 
 
 
 def _scalar(here: Position, node: yaml.ScalarNode) -> Any:
-    text, plain = str(node.value), node.style is None
+    text, plain = str(node.value), not node.style
     _check_text(here, text)
     kind = node.tag.rpartition(":")[2]
     if kind == "bool" and text.lower() not in ("true", "false"):

@@ -60,6 +60,10 @@ class Store:
 
     def get(self, key: str) -> Entry | None:
         """The entry of `key` if it is whole; a damaged one is removed."""
+        return self._whole(key)
+
+    def _whole(self, key: str) -> Entry | None:
+        """The entry of `key` that lies here, if it is whole; a damaged one is removed."""
         folder = self.root / key[:2] / key
         try:
             return _verified(key, folder)
@@ -114,7 +118,7 @@ class Store:
             for path in [*work.iterdir(), work]:
                 sync(path)
             target.parent.mkdir(exist_ok=True)
-            if not target.exists():  # else made before, or by another run that was faster; equal by construction
+            if self._whole(key) is None:  # else made before, or by another run that was faster; equal by construction
                 work.rename(target)
                 sync(target.parent)
             draft.lease.end()

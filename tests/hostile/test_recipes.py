@@ -38,10 +38,10 @@ def test_refused_with_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     monkeypatch.chdir(tmp_path)
     content, message = RECIPES[name]
     path = write(tmp_path, content)
-    began = time.process_time()
+    began = time.thread_time()
     with pytest.raises(RecipeError, match=message) as error:
         load_recipe(path)
-    assert time.process_time() - began < SECONDS
+    assert time.thread_time() - began < SECONDS
     assert re.match(rf"{re.escape(str(path))}(:\d+:\d+)?: ", str(error.value))
     assert os.listdir(tmp_path) == ["mine.yaml"], "nothing ran"  # noqa: PTH208
 

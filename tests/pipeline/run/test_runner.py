@@ -171,7 +171,7 @@ def test_the_manifest_has_everything(build: Path, demo: Callable[[int], str]) ->
     assert tensors.keys() == open_checkpoint(ROOT / "tests" / "models" / "qwen2-pydocs", "").weights.keys()
     assert set(found) == {
         "recipe", "model", "versions", "steps", "weights", "size", "quality", "hand_offs", "files", "gates", "model_type",
-        "recipe_text", "version",
+        "recipe_text", "seal", "version",
     }  # fmt: skip
     assert set(found["steps"][0]) >= {"name", "options", "key", "cached", "seconds", "peak_rss_bytes", "rewritten", "skipped"}
     weight = found["weights"]["lm_head"]
