@@ -5,17 +5,20 @@ from __future__ import annotations
 import ast
 import random
 import sysconfig
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import TypeAdapter
 
 from lowbit.pipeline.checkpoint.huggingface import Checkpoint
 from lowbit.pipeline.checkpoint.tokenizer import document_end, known_ids, load_tokenizer
 from lowbit.pipeline.errors import PipelineError
 from lowbit.pipeline.recipe.sections import Calibrate
 from lowbit.pipeline.store.digests import digest, versions
+from lowbit.pipeline.store.models import recall_model
 from lowbit.pipeline.store.source_digest import source_digest
 from lowbit.pipeline.store.store import Store
 
@@ -86,19 +89,24 @@ def docstrings() -> tuple[str, ...]:
 
 
 def _generated(options: Calibrate, folder: Path, checkpoint: Checkpoint, model_digest: str, store: Store) -> Windows:
-    """What the float model writes after the prompts; written once, then recalled."""
+    """What the float model writes after the prompts; written once, batch by batch, then recalled."""
     path = Path(__file__).with_name("prompts.txt") if options.prompts is None else folder / options.prompts
     prompts = [part.strip("\n") for part in read_text(path, "prompts").split("\n---\n")]
-    key = digest(
-        "generated", model_digest, prompts, [options.windows, options.window, options.seed],
+    text = digest(
+        "generated", model_digest, prompts, [options.window, options.seed],
         source_digest(_generated), versions(("torch", "transformers", "tokenizers")),
     )  # fmt: skip
+    key = digest(text, options.windows)
     entry = store.get(key)
     if entry is None:
-        from lowbit.pipeline.calibrate.generate import generate  # torch, which nothing else here needs
+        from lowbit.pipeline.calibrate.generate import Texts, generate  # torch, which nothing else here needs
+
+        def recall(number: int, write: Callable[[], Texts]) -> Texts:
+            return recall_model(store, digest(text, "texts", number), TypeAdapter(Texts), write)[0]
 
         def write(to: Path) -> dict[str, object]:
-            np.save(to / "windows.npy", generate(checkpoint, prompts, options.windows, options.window, options.seed))
+            windows = generate(checkpoint, prompts, options.windows, options.window, options.seed, recall)
+            np.save(to / "windows.npy", windows)
             return {}
 
         entry = store.put(key, write)

@@ -7,7 +7,10 @@ arXiv:2504.04823).
 from __future__ import annotations
 
 import itertools
+import math
 import warnings
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,8 +25,19 @@ from lowbit.pipeline.checkpoint.tokenizer import begin_id, load_tokenizer, stop_
 TOGETHER = 32
 """Texts that are written at once, each batch on one core: so the text does not depend on how many there are."""
 
+Texts = list[list[int]]
+"""Token ids of each text of a batch."""
 
-def generate(checkpoint: Checkpoint, prompts: list[str], windows: int, window: int, seed: int) -> npt.NDArray[np.int64]:
+
+def written_now(number: int, write: Callable[[], Texts]) -> Texts:
+    """The texts of a batch where none are kept."""
+    return write()
+
+
+def generate(
+    checkpoint: Checkpoint, prompts: list[str], windows: int, window: int, seed: int,
+    recall: Callable[[int, Callable[[], Texts]], Texts] = written_now,
+) -> npt.NDArray[np.int64]:  # fmt: skip
     """Sample at temperature 1 from the float model, in torch; int64 [windows, window].
 
     Each text is a prompt (in the checkpoint's chat template, if it has one) and what follows, to the end or until it has
@@ -32,26 +46,34 @@ def generate(checkpoint: Checkpoint, prompts: list[str], windows: int, window: i
     Args:
         prompts: one at least.
         seed: of the first batch; the next ones count on from it.
+        recall: gives the texts of a batch, by the number of its first text: those that are kept, or what the function writes.
+            It is called on several threads.
     """
     import torch
 
     model, begins = _load(checkpoint), _begins(checkpoint, prompts, window)
     ends = set(stop_ids(checkpoint))
 
-    def write(start: int) -> list[list[int]]:
+    def write(start: int) -> Texts:
         batch = [begins[(start + i) % len(begins)] for i in range(TOGETHER)]
         return _write(model, batch, ends, window, seed + start)
 
+    wanted, length, texts = windows * window, float(window), 0
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         ids: list[int] = []
-        batches = in_order(write, itertools.count(0, TOGETHER))
-        while len(ids) < windows * window:
-            ids += itertools.chain.from_iterable(next(batches))
+        while len(ids) < wanted:
+            # as many batches as texts of that length fill: none is written in vain, however many cores there are
+            batches = math.ceil((wanted - len(ids)) / (length * TOGETHER))
+            starts = range(texts, texts + batches * TOGETHER, TOGETHER)
+            for batch in in_order(lambda start: recall(start, partial(write, start)), starts):
+                ids += itertools.chain.from_iterable(batch)
+            texts += batches * TOGETHER
+            length = len(ids) / texts
     finally:
         torch.set_num_threads(threads)
-    return np.array(ids[: windows * window], np.int64).reshape(windows, window)
+    return np.array(ids[:wanted], np.int64).reshape(windows, window)
 
 
 def _load(checkpoint: Checkpoint) -> Any:
@@ -78,7 +100,7 @@ def _begins(checkpoint: Checkpoint, prompts: list[str], window: int) -> list[lis
     return [begin[: window // 2] or [begin_id(checkpoint)] for begin in ids]
 
 
-def _write(model: Any, begins: list[list[int]], ends: set[int], window: int, seed: int) -> list[list[int]]:
+def _write(model: Any, begins: list[list[int]], ends: set[int], window: int, seed: int) -> Texts:
     """One batch of texts, the prompts padded on the left."""
     import torch
 
