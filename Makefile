@@ -5,7 +5,7 @@ READY := .venv/.ready
 MODEL := $(if $(model),--model $(model))
 PARALLEL := -n 2 --dist worksteal
 
-.PHONY: run plan check frontier measure compare sweep chat doctor test test-all lint schema docs bench bench-accuracy bench-decode bench-fit bench-peers clean help
+.PHONY: run plan check frontier measure compare sweep chat doctor test test-all lint schema docs bench bench-accuracy bench-decode bench-fit bench-peers fuzz clean help
 .DEFAULT_GOAL := run
 
 run: $(READY)  ## make recipe=NAME [model=FOLDER]: run a recipe
@@ -66,6 +66,11 @@ bench-fit: $(READY)  ## mixed bits against uniform ones of the same size
 
 bench-peers: $(READY)  ## a table of docs/quality.md: onnxruntime's quantizer and MNN's converter beside ours
 	@$(BIN)/python -m tests.bench.peers
+
+fuzz: $(READY)  ## make fuzz [minutes=10] [target=NAME] [cores=N]: readers of strangers' files, fed with what breaks them
+	@$(BIN)/python -c "import atheris" 2> /dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--constraint requirements.txt --editable '.[fuzz]'
+	@$(BIN)/python -m tests.fuzz $(if $(minutes),--minutes $(minutes)) $(if $(target),--target $(target)) $(if $(cores),--cores $(cores))
 
 clean:  ## remove results (build/) and the site; the environment stays
 	rm -rf build site

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import onnx
@@ -24,6 +25,18 @@ Constants = dict[str, onnx.TensorProto]
 def objection(graph: onnx.GraphProto) -> str | None:
     """What nobody's model has, as the end of a sentence about it; None if there is nothing."""
     return next(_objections(graph, {}, 0), None) or _too_many(graph)
+
+
+def not_text(message: Any) -> bytes | None:
+    """The first name in a model, or a part of one, that is not UTF-8: protobuf gives it as bytes, which no name is."""
+    for field, value in message.ListFields():
+        if field.type not in (field.TYPE_STRING, field.TYPE_MESSAGE):
+            continue
+        for part in [value] if isinstance(value, str | bytes) or hasattr(value, "ListFields") else value:
+            found = part if isinstance(part, bytes) else None if isinstance(part, str) else not_text(part)
+            if found is not None:
+                return found
+    return None
 
 
 def _too_many(graph: onnx.GraphProto) -> str | None:

@@ -14,7 +14,7 @@ from onnx import TensorProto
 
 from lowbit.passes.quant.weights import ArrayWeight, Weight
 from lowbit.pipeline.checkpoint.huggingface import Checkpoint
-from lowbit.pipeline.checkpoint.onnx_limits import objection
+from lowbit.pipeline.checkpoint.onnx_limits import not_text, objection
 from lowbit.pipeline.checkpoint.safetensors_file import CheckpointWeight
 from lowbit.pipeline.errors import CheckpointError
 
@@ -64,7 +64,11 @@ class OnnxModel(Checkpoint):
         """
         model = self._load()
         tensors = {tensor.name: tensor for tensor in model.graph.initializer}
-        graph = gs.import_onnx(model)
+        try:
+            graph = gs.import_onnx(model)
+        except Exception as error:  # of any kind, by what it stumbles over
+            what = f"{type(error).__name__}: {str(error)[:200]}"
+            raise CheckpointError(f"{self.file}: not a valid ONNX model: onnx-graphsurgeon cannot read it: {what}") from error
         graph.name = "model"
         for tensor in graph.tensors().values():
             if isinstance(tensor, gs.Constant) and tensor.name in tensors:
@@ -80,6 +84,8 @@ class OnnxModel(Checkpoint):
         except Exception as error:  # protobuf's and the checker's have no common ancestor
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise CheckpointError(f"{self.file}: not a valid ONNX model: {reason[0][:300]}") from error
+        if (name := not_text(model)) is not None:
+            raise CheckpointError(f"{self.file}: not a valid ONNX model: has the name {name[:100]!r}, which is no text.")
         if (why := objection(model.graph)) is not None:
             raise CheckpointError(f"{self.file}: {why}.")
         version = next((opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx")), OPSET)

@@ -14,6 +14,7 @@ from onnx import TensorProto
 
 from lowbit.passes.quant.weights import Weight
 from lowbit.pipeline.checkpoint.files import parse_json, regular_file
+from lowbit.pipeline.checkpoint.limits import MOST_RANK
 from lowbit.pipeline.errors import CheckpointError
 
 MAX_HEADER_BYTES = 25_000_000
@@ -64,7 +65,7 @@ def read_header(file: Path) -> dict[str, CheckpointWeight]:
         shape, kind = entry.get("shape"), entry.get("dtype")
         if not isinstance(kind, str):
             raise CheckpointError(f"{file}: '{name}' has the dtype {kind}; its header is damaged.")
-        if not isinstance(shape, list) or not all(type(d) is int and 0 <= d <= size for d in shape):
+        if not isinstance(shape, list) or len(shape) > MOST_RANK or not all(type(d) is int and 0 <= d <= size for d in shape):
             raise CheckpointError(f"{file}: '{name}' has the shape {str(shape)[:200]}.")
         if begin != expected or start + end > size:
             raise CheckpointError(

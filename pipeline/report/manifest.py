@@ -8,6 +8,7 @@ from typing import Final, Literal, Self
 
 from pydantic import ValidationError, model_validator
 
+from lowbit.pipeline.checkpoint.files import parse_json
 from lowbit.pipeline.errors import PipelineError
 from lowbit.pipeline.report.facts import Facts
 from lowbit.pipeline.report.gates import Gate
@@ -92,7 +93,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise PipelineError(f"{folder}: no {MANIFEST}, so no run has finished here.")
     try:
         text = path.read_text("utf-8")
-        content = json.loads(text)
+        content = parse_json(text)
     except ValueError as error:
         raise PipelineError(f"{path}: damaged: {error}") from error
     if not isinstance(content, dict) or not {"files", "weights", "hand_offs"} <= set(content):

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lowbit.pipeline.checkpoint.files import parse_json
 from lowbit.pipeline.errors import PipelineError
 from lowbit.pipeline.store.digests import digest, sha256
 from lowbit.pipeline.store.lease import Lease, sweep
@@ -139,7 +140,7 @@ def _verified(key: str, folder: Path) -> Entry:
         OSError, ValueError, KeyError, TypeError, AttributeError: its record, its files or their number are not what was sealed,
             or nobody with the team's key did it.
     """
-    record = json.loads((folder / RECORD).read_text("utf-8"))
+    record = parse_json((folder / RECORD).read_text("utf-8"))
     seal, signed_as = record.pop("seal"), record.pop("signature", None)
     files = {path.name for path in folder.iterdir() if path.is_file() and not path.is_symlink()} - {RECORD}
     if record["key"] != key or seal != digest(record) or files != set(record["files"]):

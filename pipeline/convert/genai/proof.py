@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numba
 import numpy as np
-import onnx
 from onnx import TensorProto
 
 from lowbit.passes.quant.parallel import in_order
@@ -14,7 +13,7 @@ from lowbit.passes.quant.weights import rows_per_chunk
 from lowbit.pipeline.convert.base import Proof
 from lowbit.pipeline.convert.decode import decode_row
 from lowbit.pipeline.errors import ConvertError
-from lowbit.pipeline.onnx_io.reader import read_layers, region
+from lowbit.pipeline.onnx_io.reader import read_layers, read_model, region
 from lowbit.pipeline.onnx_io.stored_layer import Region, StoredLayer
 
 PACKED = "qkv_proj"
@@ -82,7 +81,7 @@ def _prove_layer(ours: StoredLayer, theirs: StoredLayer, start: int) -> None:
 
 def _prove_others(model_file: Path, target_file: Path) -> None:
     """Biases, a float embedding: what is no part of a layer, by name; what only the target has was computed from norms."""
-    found = [onnx.load(str(file), load_external_data=False).graph.initializer for file in (model_file, target_file)]
+    found = [read_model(file).graph.initializer for file in (model_file, target_file)]
     ours, theirs = (
         {t.name: t for t in tensors if t.data_location == TensorProto.EXTERNAL and not t.name.endswith(PARTS)}
         for tensors in found

@@ -33,7 +33,21 @@ def convert(kind: str, source: Path, target: Path, *options: str) -> str:
 def read_json(source: Path, scratch: Path) -> dict[str, Any]:
     """An MNN file in the converter's JSON form. Floats in it have about six digits: see `exact_constants`."""
     _run(scratch, "-f", "MNN", "--modelFile", str(source), "--JsonFile", str(scratch))
-    document: dict[str, Any] = json.loads(scratch.read_text("utf-8"))
+    return parse_document(scratch.read_bytes(), source)
+
+
+def parse_document(text: bytes, source: Path) -> dict[str, Any]:
+    """The converter's JSON of an MNN file.
+
+    Raises:
+        ConvertError: it is none: the names in `source` may be any bytes.
+    """
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConvertError(f"{source}: MNN's converter gives no JSON of it: {error}. Run the recipe again.") from error
+    if not isinstance(document, dict):
+        raise ConvertError(f"{source}: MNN's converter gives no graph of it. Run the recipe again.")
     return document
 
 

@@ -11,15 +11,16 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
-from onnx import numpy_helper
+from onnx import TensorProto, numpy_helper
 
+from lowbit.pipeline.checkpoint.files import regular_file
 from lowbit.pipeline.convert.base import Proof
 from lowbit.pipeline.convert.mnn.converter import read_json
 from lowbit.pipeline.convert.mnn.proof_codes import prove_alpha, prove_codes
 from lowbit.pipeline.convert.mnn.proof_embedding import prove_embedding
+from lowbit.pipeline.convert.mnn.proof_schema import Convolution, Graph, checked
 from lowbit.pipeline.errors import ConvertError
-from lowbit.pipeline.onnx_io.reader import read_layers
+from lowbit.pipeline.onnx_io.reader import read_layers, read_model, region
 from lowbit.pipeline.onnx_io.stored_layer import Region, StoredLayer
 
 
@@ -34,7 +35,7 @@ def prove_llm(model_file: Path, folder: Path, mnn_file: Path, scratch: Path) -> 
     """
     stored = read_layers(model_file)
     layers = {name: layer for name, layer in stored.items() if not layer.is_embedding}
-    odd = sorted(set(_prove_layers(layers, _biases(model_file), mnn_file, scratch)) - set(layers))
+    odd = sorted(_prove_layers(layers, _biases(model_file), mnn_file, scratch) - set(layers))
     if odd:
         raise ConvertError(f"{mnn_file.name} has layers that {model_file.name} has not: {', '.join(odd[:3])}.")
     prove_embedding(model_file, [layer for layer in stored.values() if layer.is_embedding], folder)
@@ -54,35 +55,36 @@ def prove_plain(model_file: Path, mnn_file: Path, scratch: Path) -> Proof:
 
 def _prove_layers(
     layers: dict[str, StoredLayer], biases: dict[str, npt.NDArray[np.float32]], mnn_file: Path, scratch: Path
-) -> dict[str, Any]:
-    """Compare all layers with the file's convolutions; returns those."""
-    weight_file = mnn_file.with_name(f"{mnn_file.name}.weight")
-    document = read_json(mnn_file, scratch / "proof.json")
-    convolutions = {op["name"]: op["main"] for op in document["oplists"] if op["type"] == "Convolution"}
+) -> set[str]:
+    """Compare all layers with the file's convolutions; returns the names of those."""
+    weight_file = regular_file(mnn_file.with_name(f"{mnn_file.name}.weight"))
+    graph = checked(Graph, read_json(mnn_file, scratch / "proof.json"), mnn_file.name)
+    convolutions = {op.name: op.main for op in graph.operators if op.type == "Convolution"}
     if missing := sorted(set(layers) - set(convolutions)):
         raise ConvertError(f"{mnn_file.name} lacks {', '.join(missing[:3])}.")
     end = 0
     for name, layer in layers.items():
-        end = max(end, _prove_layer(layer, convolutions[name], biases.get(name), weight_file))
+        convolution = checked(Convolution, convolutions[name], f"{mnn_file.name}: {name}")
+        end = max(end, _prove_layer(layer, convolution, biases.get(name), weight_file))
     size = weight_file.stat().st_size
     if end != size:
         raise ConvertError(f"{weight_file.name} has {size} bytes, its layers end at {end}.")
-    return convolutions
+    return set(convolutions)
 
 
-def _prove_layer(layer: StoredLayer, main: dict[str, Any], bias: npt.NDArray[np.float32] | None, weight_file: Path) -> int:
+def _prove_layer(layer: StoredLayer, main: Convolution, bias: npt.NDArray[np.float32] | None, weight_file: Path) -> int:
     """Compare one layer; returns where its last byte lies."""
-    quantization, common = main["quanParameter"], main["common"]
-    offset, codes_size, alpha_size, bias_size = main["external"][:4]
-    bits, n, k = quantization["aMaxOrBits"], common["outputCount"], common["inputCount"]
+    quantization = main.quantization
+    offset, codes_size, alpha_size, bias_size = main.external[:4]
+    bits, n, k = quantization.bits, main.common.n, main.common.k
     if (bits, n, k) != (layer.bits, layer.n, layer.padded_k):
         raise ConvertError(f"{layer.name}: MNN has {bits} bits, {n} x {k}; ONNX {layer.bits}, {layer.n} x {layer.padded_k}.")
-    header = 1 + (8 if quantization.get("shapeInt32") else 4) + 1 + (1 << bits)
+    header = 1 + (8 if quantization.wide else 4) + 1 + (1 << bits)
     row_bits = k * bits
     if codes_size != header + -(-n * row_bits // 8):
         raise ConvertError(f"{layer.name}: MNN stores {codes_size} bytes of codes for {n} x {k} at {bits} bits.")
-    half = quantization.get("scaleStorage") == "FP16"
-    symmetric = quantization["readType"] == 0
+    half = quantization.scale_storage == "FP16"
+    symmetric = quantization.read_type == 0
     shape = (n, layer.blocks) if symmetric else (n, layer.blocks, 2)
     alpha = Region(weight_file, offset + codes_size, shape, np.dtype(np.float16 if half else np.float32))
     if alpha_size != n * alpha.row_bytes:
@@ -95,17 +97,21 @@ def _prove_layer(layer: StoredLayer, main: dict[str, Any], bias: npt.NDArray[np.
 
 def _prove_bias(layer: StoredLayer, ours: npt.NDArray[np.float32] | None, theirs: Region) -> None:
     expected = np.empty(0, np.float32) if ours is None else ours
-    if not np.array_equal(theirs.rows(0, theirs.shape[0]), expected):
+    if theirs.shape != expected.shape or not np.array_equal(theirs.rows(0, theirs.shape[0]), expected):
         raise ConvertError(f"{layer.name}: its bias in {theirs.file.name} is not that of the ONNX file.")
 
 
 def _biases(model_file: Path) -> dict[str, npt.NDArray[np.float32]]:
     """Biases of the ONNX file by layer, float32."""
-    model = onnx.load(str(model_file), load_external_data=False)
-    onnx.load_external_data_for_model(
-        kept := onnx.ModelProto(
-            graph=onnx.GraphProto(initializer=[t for t in model.graph.initializer if t.name.endswith(".bias")])
-        ),
-        str(model_file.parent),
-    )
-    return {t.name.removesuffix(".bias"): numpy_helper.to_array(t).astype(np.float32) for t in kept.graph.initializer}
+    tensors = [tensor for tensor in read_model(model_file).graph.initializer if tensor.name.endswith(".bias")]
+    return {tensor.name.removesuffix(".bias"): _values(model_file, tensor).astype(np.float32) for tensor in tensors}
+
+
+def _values(model_file: Path, tensor: TensorProto) -> npt.NDArray[Any]:
+    if tensor.data_location == TensorProto.EXTERNAL:
+        place = region(model_file, tensor)
+        return place.rows(0, place.shape[0])
+    try:
+        return np.asarray(numpy_helper.to_array(tensor))
+    except (ValueError, TypeError) as error:
+        raise ConvertError(f"{model_file}: '{tensor.name}' cannot be read: {error}. Run the recipe again.") from error

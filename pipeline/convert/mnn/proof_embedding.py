@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import onnx
 
 from lowbit.pipeline.convert.mnn.proof_codes import prove_alpha, prove_codes
+from lowbit.pipeline.convert.mnn.proof_schema import ModelFacts, RunFacts, read_part
 from lowbit.pipeline.errors import ConvertError
-from lowbit.pipeline.onnx_io.reader import region
+from lowbit.pipeline.onnx_io.reader import plain_file, read_model, region
 from lowbit.pipeline.onnx_io.stored_layer import Region, StoredLayer
 
 
@@ -29,24 +28,27 @@ def prove_embedding(model_file: Path, quantized: list[StoredLayer], folder: Path
 
 def _prove_quantized(layer: StoredLayer, folder: Path) -> None:
     """Compare a quantized embedding with the file that llm_config.json describes."""
-    place = json.loads((folder / "llm_config.json").read_text("utf-8"))["tie_embeddings"]
-    file = folder / json.loads((folder / "config.json").read_text("utf-8"))["embedding_file"]
-    if (place["quant_bit"], place["quant_block"]) != (layer.bits, layer.block_size):
-        raise ConvertError(f"{layer.name}: llm_config.json gives it {place['quant_bit']} bits, block {place['quant_block']}.")
-    dtype = np.dtype(np.float16 if place["alpha_dtype"] == "fp16" else np.float32)
-    alpha = Region(file, place["alpha_offset"], (layer.n, layer.blocks, 2), dtype)
-    if place["alpha_offset"] + layer.n * alpha.row_bytes != file.stat().st_size:
+    place = read_part(ModelFacts, folder / "llm_config.json").table
+    file = _embedding_file(folder)
+    if (place.bits, place.block_size) != (layer.bits, layer.block_size):
+        raise ConvertError(f"{layer.name}: llm_config.json gives it {place.bits} bits, block {place.block_size}.")
+    dtype = np.dtype(np.float16 if place.alpha_dtype == "fp16" else np.float32)
+    alpha = Region(file, place.alpha_offset, (layer.n, layer.blocks, 2), dtype)
+    if place.alpha_offset + layer.n * alpha.row_bytes != file.stat().st_size:
         raise ConvertError(f"{file.name} does not end where its scales do.")
-    prove_codes(layer, file, place["weight_offset"])
+    prove_codes(layer, file, place.weight_offset)
     prove_alpha(layer, alpha, symmetric=False)
 
 
 def _prove_float(model_file: Path, folder: Path) -> None:
     """Compare a half-precision table with MNN's file, byte for byte."""
-    model = onnx.load(str(model_file), load_external_data=False)
-    lookup = next(node for node in model.graph.node if node.op_type == "Gather" and "input_ids" in node.input)
-    table = region(model_file, next(t for t in model.graph.initializer if t.name == lookup.input[0]))
-    file = folder / json.loads((folder / "config.json").read_text("utf-8"))["embedding_file"]
+    graph = read_model(model_file).graph
+    lookup = next((node for node in graph.node if node.op_type == "Gather" and "input_ids" in node.input), None)
+    tensor = next((t for t in graph.initializer if lookup is not None and t.name == lookup.input[0]), None)
+    if lookup is None or tensor is None:
+        raise ConvertError(f"{model_file}: has no table that input_ids are looked up in. Run the recipe again.")
+    table = region(model_file, tensor)
+    file = _embedding_file(folder)
     theirs = replace(table, file=file, offset=0)
     if file.stat().st_size != table.shape[0] * table.row_bytes:
         raise ConvertError(f"{file.name} has {file.stat().st_size} bytes, expected {table.shape[0] * table.row_bytes}.")
@@ -54,3 +56,7 @@ def _prove_float(model_file: Path, folder: Path) -> None:
         stop = min(start + 4096, table.shape[0])
         if not np.array_equal(table.rows(start, stop).view(np.uint16), theirs.rows(start, stop).view(np.uint16)):
             raise ConvertError(f"{file.name}: the embedding differs from '{lookup.input[0]}' in rows {start} to {stop}.")
+
+
+def _embedding_file(folder: Path) -> Path:
+    return plain_file(folder, read_part(RunFacts, folder / "config.json").embedding_file, folder / "config.json")
