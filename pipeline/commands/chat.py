@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import time
+import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.text import Text
 
 from lowbit.pipeline.checkpoint.chat_template import ChatRenderer, chat_template
 from lowbit.pipeline.checkpoint.huggingface import Checkpoint, open_checkpoint
@@ -21,6 +22,7 @@ from lowbit.pipeline.convert.registry import find_target
 from lowbit.pipeline.errors import PipelineError
 from lowbit.pipeline.onnx_io.writer import MODEL
 from lowbit.pipeline.report.manifest import read_manifest
+from lowbit.pipeline.report.plain_text import plain
 from lowbit.pipeline.runtime.session import open_model
 
 LONGEST = 4096
@@ -134,7 +136,7 @@ def answer(chat: Chat, text: str, console: Console) -> None:
             first = first or time.monotonic()
             for part in _split(piece):
                 style = "dim" if part == THINK else style
-                console.print(part, style=style, end="", markup=False, highlight=False, soft_wrap=True)
+                console.print(_shown(part), style=style, end="", soft_wrap=True)
                 style = "" if part == END_THINK else style
     except KeyboardInterrupt:
         chat.read = []  # the cache holds half an answer
@@ -158,9 +160,14 @@ def talk(chat: Chat, console: Console, read: Callable[[str], str] = input) -> No
         if text == "/new":
             chat.messages.clear()
         elif text.startswith("/"):
-            console.print(f"{json.dumps(text)}? There are /quit and /new.", style="dim", highlight=False)
+            console.print(plain(f"{text}? There are /quit and /new."), style="dim")
         elif text:
             answer(chat, text, console)
+
+
+def _shown(piece: str) -> Text:
+    """What a model wrote, as it is: no markup, no names of emoji, nothing that steers the terminal."""
+    return Text("".join(ascii(c)[1:-1] if unicodedata.category(c) == "Cc" and c not in "\n\t" else c for c in piece))
 
 
 def _split(piece: str) -> list[str]:

@@ -35,7 +35,7 @@ class Steps:
     def step(self, name: str, options: dict[str, JsonValue]) -> Iterator[tuple[Record, Callable[[float, str], None]]]:
         """A step: yields its record, to be filled, and a function to report (share done, rate)."""
         record = Record(name=name, options=options)
-        step, rate = TextColumn("{task.description:<18}", markup=False), TextColumn("{task.fields[rate]}")
+        step, rate = TextColumn("{task.description:<18}", markup=False), TextColumn("{task.fields[rate]}", markup=False)
         columns = (SpinnerColumn(), step, BarColumn(24), rate)
         start = time.monotonic()
         memory = PeakMemory()

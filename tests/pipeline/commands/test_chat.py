@@ -54,8 +54,8 @@ def test_every_engine_answers_the_same(made: Path) -> None:
 def test_a_conversation_is_remembered(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lowbit.pipeline.commands.chat.chat_template", lambda checkpoint: TEMPLATE)
     chat = open_chat(made, "onnx")
-    shown = said(chat, "One", "", "/what", "Two", "/new", "Three")
-    assert "/what" in shown
+    shown = said(chat, "One", "", "/[/b]", "Two", "/new", "Three")
+    assert "/[/b]? There are /quit and /new." in shown
     assert shown.count("tokens/s]") == 3
     assert shown.count("<think>") == 3
     assert [message["role"] for message in chat.messages] == ["user", "assistant"]  # since /new
@@ -82,6 +82,15 @@ def test_characters_come_whole(made: Path, monkeypatch: pytest.MonkeyPatch) -> N
     pieces = list(chat.ask("x"))
     assert "".join(pieces) == text
     assert all("\N{REPLACEMENT CHARACTER}" not in piece for piece in pieces)
+
+
+def test_what_a_model_writes_is_shown_as_it_is(made: Path) -> None:
+    """No markup, no emoji by name, nothing that steers the terminal; families of emoji stay whole."""
+    chat = open_chat(made, "onnx")
+    chat.ask = lambda text: iter(["[/b] :smile: 👩‍👧 \x1b[2J", "\x07\n\tend"])  # type: ignore[method-assign]
+    console = Console(file=io.StringIO(), width=200)
+    answer(chat, "One", console)
+    assert console.file.getvalue().startswith("[/b] :smile: 👩‍👧 \\x1b[2J\\x07\n")  # type: ignore[attr-defined]
 
 
 def test_ctrl_c_ends_the_answer_alone(made: Path) -> None:
