@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import subprocess
-import sys
 import threading
 import weakref
 from pathlib import Path
@@ -20,6 +18,7 @@ from lowbit.pipeline.checkpoint.huggingface import Checkpoint
 from lowbit.pipeline.checkpoint.limits import TEMPLATE_SECONDS
 from lowbit.pipeline.checkpoint.tokenizer import special_texts
 from lowbit.pipeline.errors import CheckpointError
+from lowbit.pipeline.processes import same_path, start_worker
 
 WAIT = 60
 """Seconds until a process that uses no processor time is given up; it starts in one or two."""
@@ -81,10 +80,9 @@ class ChatRenderer:
 
 
 def _start(asked: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-P", "-m", "lowbit.pipeline.checkpoint.template_worker"]
-    process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, encoding="utf-8",
-        process_group=0, env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    process = start_worker(
+        "-m", "lowbit.pipeline.checkpoint.template_worker", stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL, env=same_path(),
     )  # fmt: skip
     _tell(process, asked)
     return process

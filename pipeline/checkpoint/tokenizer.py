@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,10 @@ from lowbit.pipeline.checkpoint.files import present_file, read_text
 from lowbit.pipeline.checkpoint.huggingface import Checkpoint
 from lowbit.pipeline.checkpoint.limits import MOST_TOKENS, TOKENIZER_BYTES, TOKENIZER_SECONDS
 from lowbit.pipeline.errors import CheckpointError
+from lowbit.pipeline.processes import run_worker, same_path
+
+WAIT = 60
+"""Seconds until a process that uses no processor time is given up; it starts in one."""
 
 
 def special_texts(checkpoint: Checkpoint) -> dict[str, str]:
@@ -74,16 +76,22 @@ def check_tokenizer(checkpoint: Checkpoint) -> None:
     """Load the tokenizer, where there is one, and read a page with it, in a process that has little time and memory.
 
     Raises:
-        CheckpointError: it takes more than that. What is no tokenizer at all is left to `load_tokenizer`.
+        CheckpointError: it takes more than that, or the library cannot read it, or a page with it.
     """
     if (file := present_file(checkpoint.folder, "tokenizer.json")) is None:
         return
-    command = [sys.executable, "-P", "-m", "lowbit.pipeline.checkpoint.tokenizer_worker", str(file)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    if subprocess.run(command, env=environment, capture_output=True, check=False).returncode < 0:
+    where = checkpoint.folder / "tokenizer.json"
+    worker = "lowbit.pipeline.checkpoint.tokenizer_worker"
+    try:
+        done = run_worker("-m", worker, str(file), seconds=WAIT, env=same_path())
+    except subprocess.TimeoutExpired:
+        raise CheckpointError(f"{where}: reads no page of text in {WAIT} s. Fetch the file again.") from None
+    if done.returncode < 0:
         limits = f"{TOKENIZER_SECONDS} s or {TOKENIZER_BYTES >> 30} GB"
-        where = checkpoint.folder / "tokenizer.json"
         raise CheckpointError(f"{where}: takes more than {limits} to read a page of text. Fetch the file again.")
+    if done.returncode:
+        why = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1][:300]
+        raise CheckpointError(f"{where}: not a tokenizer that the tokenizers library reads: {why}. Fetch the file again.")
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:

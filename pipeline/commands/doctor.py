@@ -13,6 +13,7 @@ import psutil
 from rich.table import Table
 
 from lowbit.passes.quant.parallel import core_count
+from lowbit.pipeline.processes import run_worker
 from lowbit.pipeline.recipe.load import RECIPES
 from lowbit.pipeline.report.plain_text import plain
 from lowbit.pipeline.report.units import megabytes
@@ -113,7 +114,7 @@ def engine(name: str, code: str, works: str, package: str, optional: str | None 
     if version is None:
         return name, optional is not None, f"not installed; {install}"
     try:
-        done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=SECONDS, check=False)
+        done = run_worker("-c", code, seconds=SECONDS)
     except subprocess.TimeoutExpired:
         return name, False, f"{version} hangs; {install}"
     if done.returncode == 0:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from rich.table import Table
 
 from lowbit.pipeline.errors import PipelineError
 from lowbit.pipeline.mixed_precision.device_times import DeviceTimes
+from lowbit.pipeline.processes import run_worker
 from lowbit.pipeline.recipe.load import load_recipe
 from lowbit.pipeline.report.plain_text import plain
 from lowbit.pipeline.run.runner import run_recipe
@@ -69,8 +68,7 @@ def _write_product(file: Path, shape: tuple[int, int]) -> None:
 
 
 def _microseconds(engine: str, folder: Path) -> float:
-    command = [sys.executable, "-P", "-m", "lowbit.pipeline.commands.measure_worker", engine, str(folder)]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    found = run_worker("-m", "lowbit.pipeline.commands.measure_worker", engine, str(folder))
     if found.returncode:
         raise PipelineError(f"{ENGINES[engine]} did not run here: {found.stderr.strip().splitlines()[-1:]}")
     return float(json.loads(found.stdout.splitlines()[-1]))

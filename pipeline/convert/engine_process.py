@@ -6,9 +6,7 @@ Engines may crash, print what they like, and never share a process with the libr
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ import numpy.typing as npt
 
 from lowbit.pipeline.checkpoint.chat_template import Conversation
 from lowbit.pipeline.errors import ConvertError
+from lowbit.pipeline.processes import run_worker, same_path
 
 SECONDS = 4 * 3600
 """An engine that has not answered by then hangs."""
@@ -118,12 +117,8 @@ def run_module(engine: str, module: str, what: Path, request: Path, result: Path
         ConvertError: it crashed, or wrote no result; with its last lines.
     """
     result.unlink(missing_ok=True)
-    command = [sys.executable, "-P", "-m", module, str(request), str(result)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", check=False, timeout=SECONDS, env=environment
-        )
+        done = run_worker("-m", module, str(request), str(result), seconds=SECONDS, env=same_path())
     except subprocess.TimeoutExpired as error:
         raise ConvertError(f"{engine} did not finish {what} in {SECONDS} s and was stopped.") from error
     if done.returncode or not result.exists():

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from lowbit.pipeline.errors import PipelineError
+from lowbit.pipeline.processes import run_worker
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -37,17 +38,8 @@ def isolated(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     with tempfile.TemporaryDirectory() as scratch:
         request, result = Path(scratch, "request"), Path(scratch, "result")
         request.write_bytes(pickle.dumps(sys.path) + pickle.dumps((function, args, kwargs)))
-        command = [sys.executable, "-P", "-m", __name__, str(request), str(result)]
-        # a group of its own: Ctrl-C is for us, and ends it below
-        with subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-            process_group=0,
-        ) as process:  # fmt: skip
-            try:
-                printed, _ = process.communicate()
-            except BaseException:
-                process.kill()
-                raise
+        process = run_worker("-m", __name__, str(request), str(result), stderr=subprocess.STDOUT)
+        printed = process.stdout
         log.debug("%s printed:\n%s", function.__name__, printed)
         end = "\n".join(printed.strip().splitlines()[-LAST_LINES:])
         if process.returncode == -signal.SIGXCPU:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 from lowbit.pipeline.errors import ConvertError
+from lowbit.pipeline.processes import run_worker
 
 _CALL = 'import sys, _tools; _tools.mnnconvert(["mnnconvert", *sys.argv[1:]])'
 _LAST_LINES = 12
@@ -59,9 +59,8 @@ def write_json(document: dict[str, Any], target: Path, scratch: Path) -> None:
 
 def _run(target: Path, *arguments: str) -> str:
     target.unlink(missing_ok=True)
-    command = [sys.executable, "-P", "-c", _CALL, *arguments]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, timeout=SECONDS)
+        done = run_worker("-c", _CALL, *arguments, seconds=SECONDS)
     except subprocess.TimeoutExpired as error:
         raise ConvertError(f"MNN's converter made no {target.name} in {SECONDS} s and was stopped. Run again.") from error
     log = done.stdout + done.stderr

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from lowbit.pipeline.checkpoint import tokenizer
 from lowbit.pipeline.checkpoint.huggingface import Checkpoint
 from lowbit.pipeline.checkpoint.tokenizer import begin_id, check_tokenizer, document_end, load_tokenizer, stop_ids
 from lowbit.pipeline.errors import CheckpointError
@@ -61,10 +62,21 @@ def test_a_tokenizer_that_takes_too_much(tmp_path: Path) -> None:
     model = {"type": "BPE", "vocab": {"a": 0}, "merges": []}
     check_tokenizer(checkpoint(tmp_path))
     check_tokenizer(checkpoint(tmp_path, tokenizer={"model": model}))
+    precompiled = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+    with pytest.raises(CheckpointError, match=r"tokenizer.json: not a tokenizer that the tokenizers library reads: .*Panic"):
+        check_tokenizer(checkpoint(tmp_path, tokenizer={"model": model, "normalizer": precompiled}))
     with pytest.raises(CheckpointError, match=r"tokenizer.json: takes more than 5 s or 1 GB to read a page of text"):
         check_tokenizer(
             checkpoint(tmp_path, tokenizer={"model": model, "normalizer": {"type": "Sequence", "normalizers": GROW}})
         )
+
+
+def test_a_tokenizer_that_never_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import time; time.sleep(600)")  # without processor time
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(tokenizer, "WAIT", 0.5)
+    with pytest.raises(CheckpointError, match=r"tokenizer.json: reads no page of text in 0.5 s. Fetch the file again"):
+        check_tokenizer(checkpoint(tmp_path, tokenizer={}))
 
 
 @pytest.mark.parametrize(
