@@ -5,7 +5,7 @@ READY := .venv/.ready
 MODEL := $(if $(model),--model $(model))
 PARALLEL := -n 2 --dist worksteal
 
-.PHONY: run plan check frontier measure compare sweep chat doctor test test-all lint schema docs bench bench-accuracy bench-decode bench-fit bench-peers fuzz clean help
+.PHONY: run plan check frontier measure compare sweep chat doctor test test-all coverage lint schema docs bench bench-accuracy bench-decode bench-fit bench-peers fuzz clean help
 .DEFAULT_GOAL := run
 
 run: $(READY)  ## make recipe=NAME [model=FOLDER]: run a recipe
@@ -36,7 +36,10 @@ doctor: $(READY)  ## what is here, what is missing, what to do
 check: $(READY)  ## make check recipe=NAME: prove a finished result again
 	@$(BIN)/python -m lowbit check build/$(recipe)
 
-test: $(READY)  ## the tests, with coverage; make test-all: those too that take minutes each
+test: $(READY)  ## the tests, within ten minutes on two cores; make test-all: those too that take minutes each
+	@$(BIN)/python -m pytest $(PARALLEL)
+
+coverage: $(READY)  ## the tests once more, and the lines that none of them reaches; takes twice as long
 	@$(BIN)/python -m pytest $(PARALLEL) --cov --cov-report term-missing:skip-covered
 
 test-all: $(READY)

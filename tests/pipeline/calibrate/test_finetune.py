@@ -129,6 +129,7 @@ def test_the_same_seed_gives_the_same_bytes_and_a_stopped_run_goes_on(
     assert count[0] == 0, "all of it was recalled"
 
 
+@pytest.mark.slow
 def test_training_makes_two_bits_better(tmp_path: Path, store: Store) -> None:
     """On the trained model, after mse: blocks alone help, by either optimizer; the whole model together helps more."""
     divergence = []

@@ -160,6 +160,7 @@ def test_only_what_a_change_can_reach_is_made_again(exported: Exported, tmp_path
     assert found.made == 2, "that layer, and the one after it, whose inputs have changed"
 
 
+@pytest.mark.slow
 def test_errors_of_earlier_layers_are_made_up_for(tmp_path: Path, store: Store) -> None:
     """On the trained model: mse, gptq and refine in this order, and looking at what came before helps."""
     divergence = {}

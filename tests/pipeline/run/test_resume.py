@@ -21,11 +21,11 @@ from lowbit.pipeline.commands.check import check_folder
 from lowbit.pipeline.recipe.load import load_recipe
 from lowbit.pipeline.store.store import Draft, Entry, Store
 from tests.conftest import CORES
-from tests.running import run_in_process
+from tests.running import know_export, run_in_process
 from tests.scale.checkpoint import write_checkpoint
 
 ROOT = Path(__file__).parents[3]
-RECIPE = """\
+MANY = """\
 model: {model}
 calibrate: {{windows: 8, window: 64}}
 passes:
@@ -39,12 +39,34 @@ convert: {{}}
 """
 
 
+FEW = """\
+model: {model}
+calibrate: {{windows: 4, window: 32, text: {text}}}
+passes:
+  - narrow_embedding
+  - quantize_matmul: {{bits: 4, block_size: 64, include: [lm_head, '*.[qkv]_proj']}}
+  - quantize_matmul: {{bits: 3, block_size: 64, method: mse, include: ['*.down_proj']}}
+  - quantize_matmul: {{bits: 2, block_size: 64, method: refine, include: ['*.o_proj', '*.up_proj']}}
+  - finetune_blocks: {{epochs: 1, batch: 4, include: ['*.mlp.*']}}
+validate: {{windows: 1, window: 32, text: {text}}}
+convert: {{target: onnxruntime-genai}}
+"""
+"""Every kind of entry, few of each."""
+
+
 @pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("resume")
+def few(tiny: Callable[..., Path], text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("few") / "mine.yaml"
+    path.write_text(FEW.format(model=tiny("llama", num_hidden_layers=1), text=text), "utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("many")
     write_checkpoint(folder / "model", "small")
     path = folder / "mine.yaml"
-    path.write_text(RECIPE.format(model=folder / "model"), "utf-8")
+    path.write_text(MANY.format(model=folder / "model"), "utf-8")
     return path
 
 
@@ -67,17 +89,20 @@ def entries(build: Path) -> dict[Path, int]:
     return {p.parent: p.stat().st_mtime_ns for p in (build / ".store").glob("*/*/entry.json")}
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.slow)])
-def test_the_same_bytes_on_one_core_or_two_and_after_kills(recipe: Path, tmp_path: Path, kills: int) -> None:
-    undisturbed = tmp_path / "undisturbed"
+@pytest.mark.parametrize(("kind", "kills"), [("few", 3), pytest.param("many", 10, marks=pytest.mark.slow)])
+def test_the_same_bytes_on_one_core_or_two_and_after_kills(
+    request: pytest.FixtureRequest, tmp_path: Path, kind: str, kills: int
+) -> None:
+    recipe: Path = request.getfixturevalue(kind)
+    undisturbed, one_core, killed = (tmp_path / name for name in ("undisturbed", "one", "killed"))
+    for build in (undisturbed, one_core, killed):
+        know_export(load_recipe(recipe), Store(build / ".store"))
     begun = time.monotonic()
     assert start(recipe, undisturbed).wait() == 0
     whole = time.monotonic() - begun
-    one_core = tmp_path / "one"
     assert start(recipe, one_core, seed="2", cores=1).wait() == 0
     assert files(one_core) == files(undisturbed)
 
-    killed = tmp_path / "killed"
     chance = random.Random(0)
     kept: dict[Path, int] = {}
     for _ in range(kills):
@@ -86,7 +111,7 @@ def test_the_same_bytes_on_one_core_or_two_and_after_kills(recipe: Path, tmp_pat
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert not (killed / "mine" / "onnx").exists() or (killed / "mine" / "manifest.json").exists()
-        now = entries(killed) if (killed / ".store").exists() else {}
+        now = entries(killed)
         assert kept.items() <= now.items(), "what was finished is neither made again nor lost"
         kept = now
     assert start(recipe, killed).wait() == 0
@@ -95,21 +120,6 @@ def test_the_same_bytes_on_one_core_or_two_and_after_kills(recipe: Path, tmp_pat
     assert check_folder(killed / "mine") == check_folder(undisturbed / "mine")
     assert not list((killed / ".store").glob(".tmp-*"))
     assert not list((killed / "mine").glob(".work-*"))
-
-
-FEW = """\
-model: {model}
-calibrate: {{windows: 4, window: 32, text: {text}}}
-passes:
-  - narrow_embedding
-  - quantize_matmul: {{bits: 4, block_size: 64, include: [lm_head, '*.[qkv]_proj']}}
-  - quantize_matmul: {{bits: 3, block_size: 64, method: mse, include: ['*.down_proj']}}
-  - quantize_matmul: {{bits: 2, block_size: 64, method: refine, include: ['*.o_proj', '*.up_proj']}}
-  - finetune_blocks: {{epochs: 1, batch: 4, include: ['*.mlp.*']}}
-validate: {{windows: 1, window: 32, text: {text}}}
-convert: {{target: onnxruntime-genai}}
-"""
-"""Every kind of entry, few of each."""
 
 
 class Stop(BaseException):
@@ -130,22 +140,20 @@ class Stopping(Store):
         return super().finish(key, draft)
 
 
-def test_a_run_may_stop_at_every_entry(tiny: Callable[..., Path], text: Path, tmp_path: Path) -> None:
+def test_a_run_may_stop_at_every_entry(few: Path, tmp_path: Path) -> None:
     """Stopped where each entry is written, one after the other: each run keeps one more, and the bytes are the same."""
-    path = tmp_path / "mine.yaml"
-    path.write_text(FEW.format(model=tiny("llama", num_hidden_layers=1), text=text), "utf-8")
     undisturbed, stopped = tmp_path / "undisturbed", tmp_path / "stopped"
-    run_in_process(load_recipe(path), undisturbed)
+    run_in_process(load_recipe(few), undisturbed)
     whole = entries(undisturbed)
     kept: dict[Path, int] = {}
     for number in range(1, len(whole)):
         with pytest.raises(Stop):
-            run_in_process(load_recipe(path), stopped, store=Stopping(stopped / ".store"))
+            run_in_process(load_recipe(few), stopped, store=Stopping(stopped / ".store"))
         assert not (stopped / "mine" / "manifest.json").exists()
         now = entries(stopped)
         assert kept.items() <= now.items()
         assert len(now) == number
         kept = now
-    run_in_process(load_recipe(path), stopped, store=Stopping(stopped / ".store"))
+    run_in_process(load_recipe(few), stopped, store=Stopping(stopped / ".store"))
     assert {entry.name for entry in entries(stopped)} == {entry.name for entry in whole}
     assert files(stopped) == files(undisturbed)

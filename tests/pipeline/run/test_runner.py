@@ -81,7 +81,10 @@ def recipe(folder: Path, *passes: str, name: str = "mine", **options: str) -> Re
     return load_recipe(path)
 
 
-@pytest.mark.parametrize(("bits", "kl"), [(4, 0.02), (3, 0.04), (2, 0.16)])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(("bits", "kl"), [pytest.param(4, 0.02, marks=SLOW), (3, 0.04), pytest.param(2, 0.16, marks=SLOW)])
 def test_the_demos(build: Path, demo: Callable[[int], str], bits: int, kl: float) -> None:
     printed = demo(bits)
     for word in ("bits per weight", "perplexity", "KL divergence", "equal bit for bit", str(build / f"demo-q{bits}" / "mnn")):
@@ -113,23 +116,23 @@ def test_three_bits_are_three_bits(build: Path, demo: Callable[[int], str]) -> N
     assert (folder / "onnx" / "model.onnx.data").stat().st_size == pytest.approx(expected + kept, rel=0.01)
 
 
-def test_the_plan_is_what_a_run_gives(build: Path, demo: Callable[[int], str], tmp_path: Path) -> None:
-    for bits in (4, 3, 2):
-        demo(bits)
-        plan = make_plan(load_recipe(ROOT / "recipes" / f"demo-q{bits}.yaml"), build, None)
-        found = manifest(build / f"demo-q{bits}")
-        assert plan.bits_per_weight == pytest.approx(found["size"]["bits_per_weight"])
-        data = (build / f"demo-q{bits}" / "onnx" / "model.onnx.data").stat().st_size
-        weights = (build / f"demo-q{bits}" / "mnn" / "llm.mnn.weight").stat().st_size
-        table = (build / f"demo-q{bits}" / "mnn" / "embeddings_bf16.bin").stat().st_size
-        assert plan.onnx_bytes == pytest.approx(data, rel=0.005)
-        assert plan.hand_off_bytes["mnn-llm"] == pytest.approx(weights + table, rel=0.005)
-        assert all(one.cached for one in plan.weights)
-        assert list(plan.steps) == [step["name"] for step in found["steps"]]
-        assert len(plan_tables(plan)) == 2
-        fresh = make_plan(plan.recipe, tmp_path, None)
-        assert 0 < plan.seconds < fresh.seconds, "what is known takes less time ..."
-        assert plan.disk_bytes < fresh.disk_bytes, "... and less disk"
+@pytest.mark.parametrize("bits", [pytest.param(4, marks=SLOW), 3, pytest.param(2, marks=SLOW)])
+def test_the_plan_is_what_a_run_gives(build: Path, demo: Callable[[int], str], tmp_path: Path, bits: int) -> None:
+    demo(bits)
+    plan = make_plan(load_recipe(ROOT / "recipes" / f"demo-q{bits}.yaml"), build, None)
+    found = manifest(build / f"demo-q{bits}")
+    assert plan.bits_per_weight == pytest.approx(found["size"]["bits_per_weight"])
+    data = (build / f"demo-q{bits}" / "onnx" / "model.onnx.data").stat().st_size
+    weights = (build / f"demo-q{bits}" / "mnn" / "llm.mnn.weight").stat().st_size
+    table = (build / f"demo-q{bits}" / "mnn" / "embeddings_bf16.bin").stat().st_size
+    assert plan.onnx_bytes == pytest.approx(data, rel=0.005)
+    assert plan.hand_off_bytes["mnn-llm"] == pytest.approx(weights + table, rel=0.005)
+    assert all(one.cached for one in plan.weights)
+    assert list(plan.steps) == [step["name"] for step in found["steps"]]
+    assert len(plan_tables(plan)) == 2
+    fresh = make_plan(plan.recipe, tmp_path, None)
+    assert 0 < plan.seconds < fresh.seconds, "what is known takes less time ..."
+    assert plan.disk_bytes < fresh.disk_bytes, "... and less disk"
 
 
 def test_a_plan_leaves_out_passes_that_change_values_alone(tmp_path: Path) -> None:
