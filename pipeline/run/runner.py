@@ -26,6 +26,7 @@ from lowbit.pipeline.run.prepare import opening_steps
 from lowbit.pipeline.run.step import execute
 from lowbit.pipeline.run.steps import steps_after_opening
 from lowbit.pipeline.run.workspace import RESOLVED, locked, publish, work_folder
+from lowbit.pipeline.store.durable import make_folder
 from lowbit.pipeline.store.store import Store, writing
 
 
@@ -41,7 +42,7 @@ def run_recipe(recipe: Recipe, build: Path, model: Path | None, console: Console
     """
     target, store = build / recipe.name, store or Store(build / ".store")
     with writing(build):
-        target.mkdir(parents=True, exist_ok=True)
+        make_folder(target)
     with locked(target), logged(target), work_folder(target) as work:
         store.sweep()
         run = Run.begin(recipe, resolve(recipe, model), store, console, work)

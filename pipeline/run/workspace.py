@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from lowbit.pipeline.errors import PipelineError
 from lowbit.pipeline.recipe.targets import find_options, target_names
 from lowbit.pipeline.report.manifest import MANIFEST, read_manifest
-from lowbit.pipeline.store.store import sync
+from lowbit.pipeline.store.durable import sync
 
 RESOLVED = "resolved.yaml"
 """The recipe with bits in place of a budget, beside the one that was asked for; there only if there was a budget."""
@@ -54,12 +54,15 @@ def publish(work: Path, target: Path) -> None:
     for path in (*work.rglob("*"), work):
         sync(path)
     (target / MANIFEST).unlink(missing_ok=True)
+    sync(target)
     for item in stale:
         if item.is_dir() and not item.is_symlink():
             shutil.rmtree(item, ignore_errors=True)
         else:
             item.unlink()
     for item in sorted(work.iterdir(), key=lambda path: path.name == MANIFEST):
+        if item.name == MANIFEST:
+            sync(target)  # whoever sees it sees all that it lists, though the power failed
         item.replace(target / item.name)
     sync(target)
 

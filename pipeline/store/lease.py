@@ -8,6 +8,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from lowbit.pipeline.store.durable import make_folder
+
 PREFIX, LOCK = ".tmp-", ".lock"
 
 
@@ -19,7 +21,7 @@ class Lease:
     """
 
     def __init__(self, root: Path) -> None:
-        root.mkdir(parents=True, exist_ok=True)
+        make_folder(root)
         self.folder = root / f"{PREFIX}{uuid.uuid4().hex}"
         self._lock = _lock_of(self.folder)
         self._lock.acquire()

@@ -10,7 +10,7 @@ from typing import Any
 import fsspec
 
 from lowbit.pipeline.errors import PipelineError
-from lowbit.pipeline.store.store import RECORD, Draft, Entry, Store, sync
+from lowbit.pipeline.store.store import RECORD, Draft, Entry, Store
 
 READ_ONLY = "ro:"
 """Before the place of a store: it is read and never written to."""
@@ -37,14 +37,10 @@ class SharedStore(Store):
         """The entry of `key`, fetched if only others have it."""
         if (entry := super().get(key)) is not None or not self._there(key):
             return entry
-        target = self.root / key[:2] / key
         with self.scratch() as work:
             for name in self._fs.ls(self._place(key), detail=False):
                 self._fs.get_file(name, str(work / Path(name).name))
-                sync(work / Path(name).name)
-            target.parent.mkdir(exist_ok=True)
-            work.rename(target)
-            sync(target.parent)
+            self._settle(key, work)
         if (entry := super().get(key)) is None:  # damaged there, or on the way: made anew, and sent again
             self._remove_there(key)
         return entry

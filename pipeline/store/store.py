@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from typing import Any
 from lowbit.pipeline.checkpoint.files import parse_json
 from lowbit.pipeline.errors import PipelineError
 from lowbit.pipeline.store.digests import digest, sha256
+from lowbit.pipeline.store.durable import make_folder, sync
 from lowbit.pipeline.store.lease import Lease, sweep
 from lowbit.pipeline.store.signature import signature, signed
 
@@ -111,19 +111,29 @@ class Store:
 
     def finish(self, key: str, draft: Draft) -> Entry:
         """The second half of `put`: hashed, synced and renamed. Another thread may do it."""
-        work, target = draft.folder, self.root / key[:2] / key
+        work = draft.folder
         with writing(self.root), _ended_on_failure(draft.lease):
             files = {p.name: sha256(p) for p in sorted(work.iterdir())}
             record = {"key": key, "facts": draft.facts, "files": files}
             (work / RECORD).write_text(json.dumps(record | _closing(record), indent=1, sort_keys=True), "utf-8")
-            for path in [*work.iterdir(), work]:
-                sync(path)
-            target.parent.mkdir(exist_ok=True)
-            if self._whole(key) is None:  # else made before, or by another run that was faster; equal by construction
-                work.rename(target)
-                sync(target.parent)
+            folder = self._settle(key, work)
             draft.lease.end()
-        return Entry(target, draft.facts, files)
+        return Entry(folder, draft.facts, files)
+
+    def _settle(self, key: str, work: Path) -> Path:
+        """Let a finished folder be the entry of `key`, unless a whole one lies there; where that is."""
+        target = self.root / key[:2] / key
+        for path in [*work.iterdir(), work]:
+            sync(path)
+        make_folder(target.parent)
+        if self._whole(key) is None:  # else made before, or by another run that was faster; equal by construction
+            try:
+                work.rename(target)
+            except OSError:
+                if self._whole(key) is None:  # else another run was faster just now
+                    raise
+            sync(target.parent)
+        return target
 
 
 def _closing(record: dict[str, Any]) -> dict[str, str]:
@@ -177,14 +187,5 @@ class writing:  # noqa: N801  (reads as a statement: `with writing(folder):`)
             raise PipelineError(
                 f"{self.folder}: the disk is full. What was finished is kept; free some space and run again to go on."
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY):
             raise PipelineError(f"{error.filename or self.folder}: cannot write here ({error.strerror}).") from error
-
-
-def sync(path: Path) -> None:
-    """Let the disk have a file or a folder (fsync)."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -21,9 +21,10 @@ from lowbit.passes.quant.weights import SlicedWeight, TransposedWeight, Weight
 from lowbit.pipeline.checkpoint.huggingface import Checkpoint
 from lowbit.pipeline.checkpoint.safetensors_file import CheckpointWeight, stat_signature
 from lowbit.pipeline.store.digests import digest, versions
+from lowbit.pipeline.store.durable import make_folder, sync
 from lowbit.pipeline.store.signature import signature, signed
 from lowbit.pipeline.store.source_digest import source_digest
-from lowbit.pipeline.store.store import Store, sync
+from lowbit.pipeline.store.store import Store
 
 LIBRARIES = ("numba", "numpy")
 
@@ -87,7 +88,7 @@ class SourceDigests:
         found = read.sha.hexdigest()
         if isinstance(read.source, CheckpointWeight):
             path = self._path(read.source)
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             temporary = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.tmp")
             seal = _seal(path, found)
             temporary.write_text(" ".join(filter(None, (found, seal, signature(seal)))), "ascii")
