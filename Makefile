@@ -75,8 +75,9 @@ fuzz: $(READY)  ## make fuzz [minutes=10] [target=NAME] [cores=N]: readers of st
 		--constraint requirements.txt --editable '.[fuzz]'
 	@$(BIN)/python -m tests.fuzz $(if $(minutes),--minutes $(minutes)) $(if $(target),--target $(target)) $(if $(cores),--cores $(cores))
 
-clean:  ## remove results (build/) and the site; the environment stays
-	rm -rf build site
+clean:  ## remove results (build/) and the site, unless something runs; the environment stays
+	@if test -e $(READY); then $(BIN)/python -m lowbit clean; else rm -rf build; fi
+	@rm -rf site
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  \1\t/' | expand -t 18

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 
 from lowbit.pipeline.cli.options import set_verbosity
 
-WORDS = ("quantize", "run", "plan", "check", "compare", "chat", "frontier", "sweep", "measure", "doctor", "schema")
+WORDS = ("quantize", "run", "plan", "check", "compare", "chat", "frontier", "sweep", "measure", "clean", "doctor", "schema")
 """Each is a module here with a function of its name."""
 ANYWHERE = frozenset({"-v", "--verbose", "-q", "--quiet"})
 """Options of every word, taken before it and after it."""
@@ -38,8 +40,21 @@ def common(
     set_verbosity(verbose, quiet)
 
 
+def _told(command: Callable[..., None]) -> Callable[..., None]:
+    """The command, whose broken files and pipes typer does not take for the end of its own."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except (EOFError, BrokenPipeError) as error:
+            raise RuntimeError(f"{type(error).__name__}: {error}") from error
+
+    return run
+
+
 for word in WORDS:
-    app.command(word)(getattr(importlib.import_module(f"lowbit.pipeline.cli.{word}"), word))
+    app.command(word)(_told(getattr(importlib.import_module(f"lowbit.pipeline.cli.{word}"), word)))
 
 
 def call(arguments: list[str]) -> None:

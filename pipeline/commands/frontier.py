@@ -33,6 +33,7 @@ from lowbit.pipeline.run.context import Run
 from lowbit.pipeline.run.prepare import export_steps
 from lowbit.pipeline.run.runner import run_recipe
 from lowbit.pipeline.run.step import execute
+from lowbit.pipeline.run.workspace import locked
 from lowbit.pipeline.store.store import Store, writing
 
 BITS = tuple(round(float(bits), 2) for bits in np.arange(2.2, 4.51, 0.1))
@@ -72,6 +73,7 @@ def frontier(recipe: Recipe, build: Path, model: Path | None, measured: int, con
     folder = build / "frontier" / recipe.name
     with writing(build):
         folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder), writing(build):
         store = Store(build / ".store")
         run = Run.begin(recipe, resolve(recipe, model), store, console)
         for step in export_steps(recipe, run.checkpoint):

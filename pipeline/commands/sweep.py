@@ -19,6 +19,7 @@ from lowbit.pipeline.recipe.yaml_reader import parse
 from lowbit.pipeline.report.plain_text import plain
 from lowbit.pipeline.report.result import Comparison, compare_results
 from lowbit.pipeline.run.runner import run_recipe
+from lowbit.pipeline.run.workspace import locked
 from lowbit.pipeline.store.store import Store, writing
 
 ENTRY = re.compile(r"^passes\.(?P<name>[\w.]+?)(\[(?P<number>\d+)\])?\.(?P<option>\w+)$")
@@ -116,6 +117,8 @@ def sweep(
     """Run every combination and compare them. One that fails does not stop the others."""
     folder = build / "sweep" / recipe.name
     with writing(build):
+        folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder), writing(build):
         recipes = variants(recipe, axes, folder)
         failures = runs(recipes, folder, model, store or Store(build / ".store"), console)
         made = [folder / one.name for one in recipes if one.name not in failures]

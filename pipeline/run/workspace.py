@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ from lowbit.pipeline.recipe.targets import find_options, target_names
 from lowbit.pipeline.report.manifest import MANIFEST, read_manifest
 from lowbit.pipeline.store.durable import sync
 
+LOCK = ".lock"
+"""In every folder that a run works in, held while it does; says by which process."""
 RESOLVED = "resolved.yaml"
 """The recipe with bits in place of a budget, beside the one that was asked for; there only if there was a budget."""
 
@@ -23,15 +26,15 @@ RESOLVED = "resolved.yaml"
 @contextmanager
 def locked(target: Path) -> Iterator[None]:
     """Hold the folder's lock, or say who does."""
-    file = target / ".lock"
+    file = target / LOCK
     try:
         lock = FileLock(file).acquire(timeout=0)
     except Timeout:
         raise PipelineError(
-            f"{target}: another run (process {file.read_text('ascii').strip()}) is working here; wait for it, or stop it."
+            f"{target}: another run (process {file.read_text('utf-8').strip()}) is working here; wait for it, or stop it."
         ) from None
     with lock:
-        file.write_text(str(os.getpid()), "ascii")
+        file.write_text(f"{os.getpid()} on {platform.node() or 'this host'}", "utf-8")
         yield
 
 

@@ -38,6 +38,17 @@ class Lease:
         self._lock.release()
 
 
+def in_use(root: Path) -> bool:
+    """Whether anybody holds the lease of a folder below `root`."""
+    for file in root.glob(f"{PREFIX}*{LOCK}"):
+        try:
+            with FileLock(file).acquire(timeout=0):
+                continue
+        except Timeout:
+            return True
+    return False
+
+
 def sweep(root: Path) -> None:
     """Remove the folders, and locks of folders, below `root` whose makers are gone."""
     for name in {path.name.removesuffix(LOCK) for path in root.glob(f"{PREFIX}*")}:

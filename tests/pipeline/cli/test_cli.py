@@ -16,6 +16,7 @@ from lowbit.pipeline.store.store import Store
 from tests.tiny import recipe_text
 
 Lowbit = Callable[..., tuple[int, str, str]]
+RUNNING = ("quantize", "run", "plan", "frontier", "sweep", "measure")
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def recipe(tiny: Callable[..., Path], tmp_path: Path) -> Path:
 def test_every_word_has_help(run: Lowbit) -> None:
     status, listed, _ = run("help")
     assert status == 0
-    for word in ("quantize", "run", "plan", "check", "compare", "chat", "frontier", "sweep", "measure", "doctor", "schema"):
+    for word in (*RUNNING, "check", "compare", "chat", "clean", "doctor", "schema"):
         assert f"  {word} " in listed
         assert "..." not in next(line for line in listed.splitlines() if line.startswith(f"  {word} ")), "said in one line"
         assert run("help", word)[1].startswith(f"Usage: lowbit {word} ")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -322,7 +323,7 @@ def test_two_runs_at_once_and_an_interrupt(tmp_path: Path) -> None:
         time.sleep(0.05)
     second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert second.returncode == 2
-    assert f"another run (process {first.pid}) is working here" in second.stderr
+    assert f"another run (process {first.pid} on {platform.node()}) is working here" in second.stderr
     first.send_signal(signal.SIGINT)
     _, errors = first.communicate(timeout=60)
     assert first.returncode == 130, errors
