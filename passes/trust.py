@@ -15,6 +15,8 @@ GROUP = "lowbit.plugins"
 """Entry points by which an installed package says that its top-level module has passes, methods or targets."""
 OWN = __name__.partition(".")[0]
 _folders: dict[Path, None] = {}
+_used: set[str] = set()
+"""Dotted names of the plug-ins that were asked for, and found."""
 
 
 def trust_folders(*folders: Path) -> None:
@@ -45,9 +47,11 @@ def import_trusted(dotted: str, word: str) -> ModuleType:
     Raises:
         KeyError: with a sentence: there is no such module, it is not trusted, or its code failed.
     """
-    if (module := sys.modules.get(dotted)) is not None:
-        return module
     top = dotted.partition(".")[0]
+    if (module := sys.modules.get(dotted)) is not None:
+        if top != OWN:
+            _used.add(dotted)
+        return module
     places = _places(top)
     if top in sys.stdlib_module_names:
         raise KeyError(f"module '{dotted}' must define one {word}, it defines 0: it is Python's own")
@@ -59,6 +63,8 @@ def import_trusted(dotted: str, word: str) -> ModuleType:
             f"its folder with --plugins {places[0]} (in Python: lowbit.trust_plugins, or import it), or write it under "
             "trust_plugins: in lowbit/settings.yaml of your own settings."
         )
+    if top != OWN:
+        _used.add(dotted)
     try:
         return importlib.import_module(dotted)
     except ModuleNotFoundError as error:
@@ -67,6 +73,14 @@ def import_trusted(dotted: str, word: str) -> ModuleType:
         if top == OWN:
             raise
         raise KeyError(f"the {word} module '{dotted}' cannot be imported: {type(error).__name__}: {error}") from error
+
+
+def plug_in_of(module: str) -> str | None:
+    """The dotted name of the plug-in that a module is, or that it lies beside."""
+    if module in _used:
+        return module
+    package = module.rpartition(".")[0]
+    return next((name for name in sorted(_used) if name.rpartition(".")[0] == package), None)
 
 
 def _places(top: str) -> list[Path]:

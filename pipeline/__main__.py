@@ -1,17 +1,19 @@
 """`lowbit`, or `python -m lowbit`: the command line, and how it ends.
 
 Status 0 when all is done; 2, with a sentence, when something asked for is wrong or a gate is missed; 130 after Ctrl-C, 143
-after SIGTERM; 1, with a traceback, when the fault is our own.
+after SIGTERM; 1 when the fault is our own, with a report in a file, or nothing more can be printed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 import time
 
 from lowbit.passes.base import PassError
 from lowbit.pipeline.cli.app import app, call
+from lowbit.pipeline.cli.output import OutputError, tell_output_errors
 from lowbit.pipeline.errors import PipelineError, visible
 
 __all__ = ["app", "main"]
@@ -40,17 +42,36 @@ def _stop_on_signals() -> None:
 
 
 def main() -> None:
-    """Run the command line; mistakes of the user end it with status 2 and a sentence."""
+    """Run the command line, and end with a status and, unless all is done, a sentence."""
     _stop_on_signals()
+    tell_output_errors()
     try:
-        call(sys.argv[1:])
+        try:
+            call(sys.argv[1:])
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
     except (PipelineError, PassError) as error:
         notes = "\n".join(getattr(error, "__notes__", ())).splitlines()
-        print(visible("\n".join([f"error: {error}", *(f"  {line}" for line in notes)])), file=sys.stderr)
+        _say("\n".join([f"error: {error}", *(f"  {line}" for line in notes)]))
         sys.exit(2)
     except _Stopped as stopped:
-        print("\nstopped. What was finished is kept: run again to go on.", file=sys.stderr)
+        _say("\nstopped. What was finished is kept: run again to go on.")
         sys.exit(128 + stopped.args[0])
+    except OutputError as error:
+        if not error.quiet:
+            _say(f"error: {error}")
+        sys.exit(1)
+    except Exception as error:
+        from lowbit.pipeline.cli.fault import tell_fault
+
+        _say(f"error: {tell_fault(error, sys.argv[1:])}")
+        sys.exit(1)
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError):  # there is nowhere to say that it cannot be said
+        print(visible(text), file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

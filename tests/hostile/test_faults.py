@@ -112,7 +112,7 @@ def command(recipe: Path, build: Path, store: Store, code: str = "") -> subproce
 
 
 def test_statuses_of_the_command_line(recipe: Path, tmp_path: Path, store: Store) -> None:
-    """0 done, 1 our own fault, 2 a mistake or a missed gate, 130 Ctrl-C (test_end_to_end.py)."""
+    """0 done, 1 our own fault, 2 a mistake or a missed gate; 130 Ctrl-C (test_runner.py), 143 SIGTERM (test_processes.py)."""
     build = tmp_path / "build"
     know_export(load_recipe(recipe), store)
     assert command(recipe, build, store).returncode == 0
