@@ -16,6 +16,7 @@ from rich.console import Console
 from lowbit.passes.trust import trust_folders
 from lowbit.pipeline.commands.chat import Chat, answer, open_chat, talk
 from lowbit.pipeline.commands.check import check_folder
+from lowbit.pipeline.commands.check_source import check_from_source
 from lowbit.pipeline.commands.doctor import Finding, examine, findings_table
 from lowbit.pipeline.commands.figures import plan_figures
 from lowbit.pipeline.commands.plan import plan_tables
@@ -89,13 +90,23 @@ def plan(recipe: Recipe | Place, build: Place = "build", *, model: Place | None 
     return _recipe(recipe).plan(build, model=model)
 
 
-def check(folder: Place) -> dict[str, int]:
+def check(
+    folder: Place, *, from_source: bool = False, model: Place | None = None, console: Console | None = None
+) -> dict[str, int]:
     """Prove a finished folder again: the manifest's seal, every file and no other, and every code of every engine.
+
+    Args:
+        from_source: make it again from the checkpoint, too, recalling nothing, and compare every file of the models. Takes as
+            long as the first run.
+        model: where the checkpoint is, if not where the recipe says.
 
     Returns:
         How many `files` and `weights` were checked.
     """
-    return check_folder(Path(folder))
+    found = check_folder(Path(folder))
+    if from_source:
+        check_from_source(Path(folder), None if model is None else Path(model), console or Console())
+    return found
 
 
 def compare(*folders: Place, into: Place = "build/compare.html") -> Comparison:
