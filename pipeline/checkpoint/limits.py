@@ -18,6 +18,8 @@ MOST_NODES, MOST_BODIES, MOST_ELEMENTS, MOST_RANK = 200_000, 8, 1 << 40, 64
 MOST_CONSTANT_ELEMENTS, MOST_ROUNDS = 1 << 26, 1 << 16
 """Of an ONNX graph: nodes, bodies in one another, elements and dimensions of a tensor, elements that constants are expanded to,
 rounds of a Loop."""
+MOST_ONNX_BYTES = (1 << 31) - 1
+"""What protobuf reads at most; of more it would say so after it had all of it in memory."""
 
 TEMPLATE_SECONDS, TEMPLATE_BYTES, TEMPLATE_CHARACTERS = 3, 256 << 20, 16 << 20
 """Of processor time for one conversation, of memory beyond what the imports took, and of the text that comes out."""

@@ -14,6 +14,7 @@ from onnx import TensorProto
 
 from lowbit.passes.quant.weights import ArrayWeight, Weight
 from lowbit.pipeline.checkpoint.huggingface import Checkpoint
+from lowbit.pipeline.checkpoint.limits import MOST_ONNX_BYTES
 from lowbit.pipeline.checkpoint.onnx_limits import not_text, objection
 from lowbit.pipeline.checkpoint.safetensors_file import CheckpointWeight
 from lowbit.pipeline.errors import CheckpointError
@@ -78,6 +79,11 @@ class OnnxModel(Checkpoint):
         return graph
 
     def _load(self) -> onnx.ModelProto:
+        if (size := self.file.stat().st_size) > MOST_ONNX_BYTES:
+            raise CheckpointError(
+                f"{self.file}: has {size:,} bytes, protobuf reads {MOST_ONNX_BYTES:,} at most. Save it again with its "
+                "weights in a file beside it: onnx.save(model, path, save_as_external_data=True)."
+            )
         try:
             model = onnx.load(str(self.file), load_external_data=False)
             onnx.checker.check_model(str(self.file))

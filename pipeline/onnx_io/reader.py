@@ -11,6 +11,7 @@ import onnx
 from onnx import TensorProto
 
 from lowbit.pipeline.checkpoint.files import regular_file
+from lowbit.pipeline.checkpoint.limits import MOST_ONNX_BYTES
 from lowbit.pipeline.checkpoint.onnx_limits import not_text
 from lowbit.pipeline.errors import PipelineError
 from lowbit.pipeline.onnx_io.stored_layer import Region, StoredLayer
@@ -25,9 +26,9 @@ def read_model(model_file: Path) -> onnx.ModelProto:
     """A model file without its weights.
 
     Raises:
-        PipelineError: it is missing, or none.
+        PipelineError: it is missing, or none, or larger than protobuf reads.
     """
-    file = regular_file(model_file)
+    file = regular_file(model_file, MOST_ONNX_BYTES)
     try:
         model = onnx.load(str(file), load_external_data=False)
     except Exception as error:  # protobuf's own, which has no types

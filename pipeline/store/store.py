@@ -66,11 +66,10 @@ class Store:
     def _whole(self, key: str) -> Entry | None:
         """The entry of `key` that lies here, if it is whole; a damaged one is removed."""
         folder = self.root / key[:2] / key
+        if not folder.exists():  # asked first: a run beside this one may rename it into its place at any moment
+            return None
         try:
             return _verified(key, folder)
-        except FileNotFoundError:
-            if not folder.exists():
-                return None
         except (ValueError, KeyError, TypeError, AttributeError, OSError):
             pass
         shutil.rmtree(folder, ignore_errors=True)

@@ -11,14 +11,17 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import onnx
 import pytest
 from rich.console import Console
 
+from lowbit.pipeline.checkpoint.onnx_model import open_onnx
 from lowbit.pipeline.commands.check import check_folder
 from lowbit.pipeline.convert import engine_process
 from lowbit.pipeline.convert.engine_process import run_module
 from lowbit.pipeline.convert.mnn import converter
 from lowbit.pipeline.errors import ConvertError, PipelineError
+from lowbit.pipeline.onnx_io.reader import read_model
 from lowbit.pipeline.recipe.load import load_recipe
 from lowbit.pipeline.runtime.isolate import isolated
 from lowbit.pipeline.store.store import Store
@@ -141,3 +144,14 @@ def test_a_disk_that_cannot_be_written_to(recipe: Path, tmp_path: Path) -> None:
     sealed.mkdir(mode=0o500)
     with pytest.raises(PipelineError, match="cannot write here"):
         run_in_process(load_recipe(recipe), sealed / "build")
+
+
+@pytest.mark.parametrize("read", [lambda file: open_onnx(file, "m").graph(), read_model])
+def test_a_graph_above_two_gigabytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: Callable[[Path], object]) -> None:
+    """Of protobuf, which would read all of it before it said no."""
+    file = tmp_path / "model.onnx"
+    with file.open("wb") as stream:
+        stream.truncate(1 << 31)
+    monkeypatch.setattr(onnx, "load", lambda *_, **__: pytest.fail("it was read"))
+    with pytest.raises(PipelineError, match=r"model.onnx: has 2,147,483,648 bytes, .*2,147,483,647"):
+        read(file)
