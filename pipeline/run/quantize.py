@@ -11,6 +11,7 @@ from lowbit.pipeline.calibrate.channel_scales import find_channel_scales
 from lowbit.pipeline.calibrate.dataset import calibration_windows
 from lowbit.pipeline.calibrate.sequential import calibrate
 from lowbit.pipeline.errors import PipelineError
+from lowbit.pipeline.onnx_io.coarse_scales import coarse_scales
 from lowbit.pipeline.onnx_io.entry import entry_of
 from lowbit.pipeline.onnx_io.folder import write_files
 from lowbit.pipeline.onnx_io.from_source import chosen_by_data, wrong_weights
@@ -110,6 +111,7 @@ def _write_onnx(run: Run, task: Task) -> None:
     run.entries = streamed.entries
     task.remember(run.made())
     task.recalled_each(len(run.entries) - streamed.recalled, len(run.entries), "weights quantized")
+    task.record.notes += coarse_scales(run.entries)
     for name, file in run.checkpoint.side_files().items():
         shutil.copyfile(file, folder / name)
 
