@@ -15,9 +15,9 @@ from pathlib import Path
 
 from lowbit.pipeline.checkpoint.files import read_text
 from lowbit.pipeline.checkpoint.huggingface import Checkpoint
-from lowbit.pipeline.checkpoint.limits import TEMPLATE_SECONDS
 from lowbit.pipeline.checkpoint.tokenizer import special_texts
 from lowbit.pipeline.errors import CheckpointError
+from lowbit.pipeline.limits import TEMPLATE_SECONDS
 from lowbit.pipeline.processes import same_path, start_worker
 
 WAIT = 60

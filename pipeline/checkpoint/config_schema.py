@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from lowbit.pipeline.checkpoint.limits import (
+from lowbit.pipeline.errors import CheckpointError
+from lowbit.pipeline.limits import (
     MOST_CHANNELS,
     MOST_EXPERTS,
     MOST_HEADS,
@@ -21,7 +22,6 @@ from lowbit.pipeline.checkpoint.limits import (
     MOST_TOKENS,
     MOST_WIDTH,
 )
-from lowbit.pipeline.errors import CheckpointError
 
 Width = Annotated[int, Field(ge=1, le=MOST_WIDTH)]
 Inner = Annotated[int, Field(ge=1, le=MOST_INNER)]

@@ -8,11 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from lowbit.pipeline.errors import CheckpointError
+from lowbit.pipeline.limits import DEEPEST, TEXT_BYTES
 
-TEXT_BYTES = 64 << 20
-"""The largest configuration, tokenizer or template; Gemma's tokenizer.json takes 33 MB."""
-DEEPEST = 64
-"""Levels of JSON; configurations have five."""
 TOO_DEEP = f"it is nested more than {DEEPEST} levels deep"
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from lowbit.pipeline.checkpoint.limits import (
+from lowbit.pipeline.limits import (
     MOST_BODIES,
     MOST_CONSTANT_ELEMENTS,
     MOST_ELEMENTS,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,10 +16,11 @@ from onnx import TensorProto
 
 from lowbit.passes.quant.weights import ArrayWeight, Weight
 from lowbit.pipeline.checkpoint.huggingface import Checkpoint
-from lowbit.pipeline.checkpoint.limits import MOST_ONNX_BYTES
 from lowbit.pipeline.checkpoint.onnx_limits import not_text, objection
 from lowbit.pipeline.checkpoint.safetensors_file import CheckpointWeight
 from lowbit.pipeline.errors import CheckpointError
+from lowbit.pipeline.limits import MOST_ONNX_BYTES, OUT_OF_MEMORY, onnx_limits
+from lowbit.pipeline.processes import run_worker, same_path
 
 OPSET = 18
 """The oldest operator set that three-bit layers can be written in; older graphs are lifted to it."""
@@ -143,7 +146,32 @@ class OnnxModel(Checkpoint):
 
 
 def open_onnx(file: Path, source: str) -> OnnxModel:
-    """An ONNX file that exists."""
+    """An ONNX file that exists, and that onnx and onnxruntime read within limits.
+
+    Raises:
+        CheckpointError: there is none, or they do not. What is no ONNX file at all is left to `OnnxModel.graph`.
+    """
     if not file.is_file():
         raise CheckpointError(f"{file}: no such ONNX file.")
+    _check_limits(file.resolve())
     return OnnxModel(file.resolve().parent, source, None, file.resolve())
+
+
+def _check_limits(file: Path) -> None:
+    """Read a file in a process that has the time and memory that one of its size needs: what crashes there does no harm."""
+    status = run_worker("-m", "lowbit.pipeline.checkpoint.onnx_worker", str(file), env=same_path()).returncode
+    seconds, size = onnx_limits(disk_bytes(file.parent), os.cpu_count() or 1)
+    if status == OUT_OF_MEMORY:
+        why = f"takes more than {size >> 30} GB of memory to read"
+    elif status in (-signal.SIGXCPU, -signal.SIGKILL):
+        why = f"takes more than {seconds} s of processor time, or all memory, to read"
+    elif status < 0:
+        why = f"crashes onnx or onnxruntime ({signal.Signals(-status).name})"
+    else:
+        return
+    raise CheckpointError(f"{file}: {why}. Export it anew, or fetch it again.")
+
+
+def disk_bytes(folder: Path) -> int:
+    """What the files of a folder take on the disk: holes in them, which may be of any size, do not count."""
+    return sum(512 * path.stat().st_blocks for path in folder.iterdir() if path.is_file() and not path.is_symlink())

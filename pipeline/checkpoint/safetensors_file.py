@@ -14,11 +14,8 @@ from onnx import TensorProto
 
 from lowbit.passes.quant.weights import Weight
 from lowbit.pipeline.checkpoint.files import parse_json, regular_file
-from lowbit.pipeline.checkpoint.limits import MOST_RANK
 from lowbit.pipeline.errors import CheckpointError
-
-MAX_HEADER_BYTES = 25_000_000
-"""The cap of the safetensors format itself (https://github.com/huggingface/safetensors#format)."""
+from lowbit.pipeline.limits import MAX_HEADER_BYTES, MOST_RANK
 
 FLOAT_TYPES = {"F32": TensorProto.FLOAT, "F16": TensorProto.FLOAT16, "BF16": TensorProto.BFLOAT16}
 

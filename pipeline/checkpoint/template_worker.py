@@ -11,7 +11,7 @@ import os
 import sys
 from typing import Any
 
-from lowbit.pipeline.checkpoint.limits import (
+from lowbit.pipeline.limits import (
     TEMPLATE_BYTES,
     TEMPLATE_CHARACTERS,
     TEMPLATE_SECONDS,

@@ -10,8 +10,8 @@ from tokenizers import Tokenizer
 
 from lowbit.pipeline.checkpoint.files import present_file, read_text
 from lowbit.pipeline.checkpoint.huggingface import Checkpoint
-from lowbit.pipeline.checkpoint.limits import MOST_TOKENS, TOKENIZER_BYTES, TOKENIZER_SECONDS
 from lowbit.pipeline.errors import CheckpointError
+from lowbit.pipeline.limits import MOST_TOKENS, TOKENIZER_BYTES, TOKENIZER_SECONDS
 from lowbit.pipeline.processes import run_worker, same_path
 
 WAIT = 60

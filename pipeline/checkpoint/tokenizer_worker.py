@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from lowbit.pipeline.checkpoint.limits import TOKENIZER_BYTES, TOKENIZER_SECONDS, limit_memory, limit_seconds
+from lowbit.pipeline.limits import TOKENIZER_BYTES, TOKENIZER_SECONDS, limit_memory, limit_seconds
 
 SAMPLE = "It's the year 2024; naïve 你好 👍🏽 \t\r\n  x = y[0]  # done!" * 20 + "a" * 500 + "!" + " " * 500 + "7" * 500
 

@@ -7,9 +7,9 @@ import os
 from pathlib import Path
 
 from lowbit.pipeline.checkpoint.huggingface import Checkpoint
-from lowbit.pipeline.checkpoint.limits import export_limits, limit_memory, limit_seconds
 from lowbit.pipeline.export.exporter import export_graph
 from lowbit.pipeline.export.support import VISION
+from lowbit.pipeline.limits import export_limits, limit_memory, limit_seconds
 from lowbit.pipeline.recipe.sections import Export
 
 

@@ -11,9 +11,9 @@ import onnx
 from onnx import TensorProto
 
 from lowbit.pipeline.checkpoint.files import regular_file
-from lowbit.pipeline.checkpoint.limits import MOST_ONNX_BYTES
 from lowbit.pipeline.checkpoint.onnx_limits import not_text
 from lowbit.pipeline.errors import PipelineError
+from lowbit.pipeline.limits import MOST_ONNX_BYTES
 from lowbit.pipeline.onnx_io.stored_layer import Region, StoredLayer
 
 FLOATS = (np.dtype(np.float16), np.dtype(np.float32))

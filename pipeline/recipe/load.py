@@ -13,11 +13,12 @@ from lowbit.passes import methods
 from lowbit.passes.base import READING, Options, first_mistake, option_mistake
 from lowbit.passes.registry import did_you_mean, find_method, find_pass, names_in
 from lowbit.pipeline.errors import RecipeError
+from lowbit.pipeline.limits import MAX_TEXT
 from lowbit.pipeline.recipe.recipe import PassEntry, Recipe
 from lowbit.pipeline.recipe.sections import ONNX_SUFFIX, ORDER, SECTIONS, Convert, Export
 from lowbit.pipeline.recipe.settings import trust_by_settings
 from lowbit.pipeline.recipe.targets import DEFAULT, find_options, targets_with
-from lowbit.pipeline.recipe.yaml_reader import MAX_TEXT, Document, read
+from lowbit.pipeline.recipe.yaml_reader import Document, read
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 """Those that come along: `recipes/` beside `pipeline/`, in a checkout as in an installed package."""

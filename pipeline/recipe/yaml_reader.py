@@ -15,15 +15,10 @@ from typing import Any
 import yaml
 
 from lowbit.pipeline.errors import OptionName, Position, RecipeError
+from lowbit.pipeline.limits import MAX_BYTES, MAX_DEPTH, MAX_INTEGER, MAX_NODES, MAX_TEXT
 
 _NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d+)[eE][-+]?\d+")
 _PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str", "seq", "map")}
-MAX_BYTES = 1 << 20
-MAX_DEPTH = 20
-MAX_INTEGER = (1 << 63) - 1
-MAX_NODES = 10_000
-MAX_TEXT = 4096
-"""Characters of one value; the longest is a path."""
 
 
 @dataclass

@@ -14,14 +14,13 @@ import onnx_graphsurgeon as gs
 from lowbit.pipeline.checkpoint.huggingface import Checkpoint
 from lowbit.pipeline.checkpoint.tokenizer import known_ids, load_tokenizer
 from lowbit.pipeline.errors import PipelineError
+from lowbit.pipeline.limits import INPUT_BYTES
 from lowbit.pipeline.recipe.recipe import Recipe
 from lowbit.pipeline.recipe.sections import Validate
 from lowbit.pipeline.runtime.partition import Feeds
 from lowbit.pipeline.store.digests import digest
 
 SEED = 0
-LARGEST = 1 << 30
-"""Bytes of a file of inputs, unpacked."""
 TEXT_INPUTS = {"input_ids", "attention_mask", "token_type_ids", "position_ids"}
 
 
@@ -81,8 +80,8 @@ def _text(window: npt.NDArray[np.int64], names: set[str]) -> Feeds:
 def _from_file(path: Path, graph: gs.Graph) -> Feeds:
     try:
         with zipfile.ZipFile(path) as archive:
-            if (size := sum(member.file_size for member in archive.infolist())) > LARGEST:
-                raise PipelineError(f"validate: {path}: its arrays are larger than {LARGEST >> 30} GB ({size:,} bytes).")
+            if (size := sum(member.file_size for member in archive.infolist())) > INPUT_BYTES:
+                raise PipelineError(f"validate: {path}: its arrays are larger than {INPUT_BYTES >> 30} GB ({size:,} bytes).")
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
     except (OSError, ValueError, TypeError, zipfile.BadZipFile) as error:  # TypeError: one array, in an .npy file

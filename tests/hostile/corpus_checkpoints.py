@@ -8,8 +8,8 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from lowbit.pipeline.checkpoint.files import TEXT_BYTES
 from lowbit.pipeline.checkpoint.huggingface import INDEX, SIDE_FILES, WHOLE
+from lowbit.pipeline.limits import TEXT_BYTES
 from tests.hostile.corpus import checkpoint, edit, many, recipe
 
 NUMBERS = (

@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lowbit.pipeline.checkpoint.files import TEXT_BYTES, parse_json, regular_file
+from lowbit.pipeline.checkpoint.files import parse_json, regular_file
 from lowbit.pipeline.errors import ConvertError
+from lowbit.pipeline.limits import TEXT_BYTES
 
 Place = Annotated[int, Field(ge=0, le=1 << 48)]
 """A number of bytes, or one of rows and columns; beyond all files."""

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from lowbit.pipeline.checkpoint.chat_template import chat_template
-from lowbit.pipeline.checkpoint.files import TEXT_BYTES
 from lowbit.pipeline.checkpoint.huggingface import SIDE_FILES, open_checkpoint
 from lowbit.pipeline.checkpoint.tokenizer import load_tokenizer
 from lowbit.pipeline.errors import CheckpointError
+from lowbit.pipeline.limits import TEXT_BYTES
 
 INDEX = "model.safetensors.index.json"
 NAMES = [*SIDE_FILES, INDEX, "model.safetensors"]

@@ -6,8 +6,8 @@ import numpy as np
 import onnx
 import pytest
 
-from lowbit.pipeline.checkpoint.limits import MOST_BODIES, MOST_NODES
 from lowbit.pipeline.checkpoint.onnx_limits import objection
+from lowbit.pipeline.limits import MOST_BODIES, MOST_NODES
 
 MANY = "Constant <value = int64[2] {100000, 100000}> ()"
 LOOP = "y = Loop <body = b (int64 i, bool c, float v) => (bool d, float w) { d = Identity (c) w = Identity (v) }>"

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from lowbit.pipeline.checkpoint.huggingface import open_checkpoint
-from lowbit.pipeline.checkpoint.limits import export_limits, limit_memory, limit_seconds
 from lowbit.pipeline.errors import PipelineError
 from lowbit.pipeline.export.limited import export_within_limits
+from lowbit.pipeline.limits import export_limits, limit_memory, limit_seconds
 from lowbit.pipeline.recipe.sections import Export
 from lowbit.pipeline.runtime.isolate import isolated
 
