@@ -1,10 +1,12 @@
-"""Run every case of the corpus, each in a process of its own: `python -m tests.hostile.run GOOD SCRATCH RESULTS.json`.
+"""Run every case of the corpus, a share of them for each core: `python -m tests.hostile.run GOOD SCRATCH RESULTS.json`.
 
-A child gets 1 GB of memory beyond what the libraries take and SECONDS; an audit hook notes what it opens outside its folder.
+A case gets 1 GB of memory beyond what the libraries take and SECONDS; an audit hook notes what it opens outside its folder.
+What would run in a fresh interpreter is a fork, too.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
@@ -16,10 +18,13 @@ from pathlib import Path
 from typing import Any
 
 # before the forks: what every run imports
+import onnxruntime  # noqa: F401
 import optimum.exporters.onnx.convert  # noqa: F401
 import transformers.models.llama.modeling_llama  # noqa: F401
+import transformers.utils.chat_template_utils  # noqa: F401
 
 from lowbit.passes.base import PassError
+from lowbit.passes.quant.parallel import core_count
 from lowbit.pipeline.errors import PipelineError
 from lowbit.pipeline.export.exporter import export_graph
 from lowbit.pipeline.recipe.load import load_recipe
@@ -27,6 +32,7 @@ from lowbit.pipeline.store.source_digest import source_digest
 from lowbit.pipeline.store.store import Store
 from tests.hostile import corpus_checkpoints, corpus_onnx  # noqa: F401  (their cases)
 from tests.hostile.corpus import CASES, PASSES, REST
+from tests.hostile.forked import fork_workers
 from tests.running import know_export, run_in_process
 
 BYTES, SECONDS = 1 << 30, 30
@@ -37,16 +43,11 @@ STORE = ".store"
 """Beside the cases: the float export of the good checkpoint, for those that break something else."""
 
 
-def outcome(name: str, good: Path, folder: Path) -> dict[str, Any]:
+def outcome(name: str, good: Path, folder: Path, canary: Canary) -> dict[str, Any]:
     make, _ = CASES[name]
     recipe = make(folder, good)
-    opened: list[str] = []
-
-    def watch(event: str, arguments: tuple[Any, ...]) -> None:
-        if event == "open" and isinstance(arguments[0], str) and Path(arguments[0]).resolve() == (folder / "canary").resolve():
-            opened.append(arguments[0])
-
-    sys.addaudithook(watch)
+    canary.watch(folder / "canary")
+    signal.alarm(SECONDS)
     began = time.monotonic()
     try:
         shutil.copytree(folder.parent / STORE, folder / "build" / ".store")
@@ -56,7 +57,27 @@ def outcome(name: str, good: Path, folder: Path) -> dict[str, Any]:
         kind, text = "refused", str(error)
     except BaseException as error:
         kind, text = type(error).__name__, str(error)
-    return {"kind": kind, "text": text[:2000], "seconds": time.monotonic() - began, "canary": opened, "ran": _ran(folder)}
+    signal.alarm(0)
+    return {
+        "kind": kind, "text": text[:2000], "seconds": time.monotonic() - began, "canary": canary.opened, "ran": _ran(folder),
+        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,  # of this case or one before it
+    }  # fmt: skip
+
+
+class Canary:
+    """Notes who opens a file, under whatever name; a hook cannot be taken away again."""
+
+    def __init__(self) -> None:
+        self.watch(Path())
+        sys.addaudithook(self._hear)
+
+    def watch(self, file: Path) -> None:
+        """Look at this file from now on, and at no other."""
+        self.file, self.opened = file.resolve(), list[str]()
+
+    def _hear(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open" and isinstance(arguments[0], str) and Path(arguments[0]).resolve() == self.file:
+            self.opened.append(arguments[0])
 
 
 def _ran(folder: Path) -> bool:
@@ -64,26 +85,38 @@ def _ran(folder: Path) -> bool:
     return (folder / "ran").exists() or Path("ran").exists()
 
 
-def in_a_child(name: str, good: Path, folder: Path) -> dict[str, Any]:
-    folder.mkdir()
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(read)
+def in_children(good: Path, scratch: Path) -> dict[str, dict[str, Any]]:
+    """The outcome of every case: a child for each core takes its share, and where it dies of a case another takes the rest."""
+    shares = [list(CASES)[core :: core_count()] for core in range(core_count())]
+    running = {_start(share, good, scratch): share for share in shares}
+    while running:
+        child, status = os.wait()
+        share = running.pop(child)
+        left = [name for name in share if not _result(scratch / name).exists()]
+        if left:
+            died = {"kind": f"died (status {status})", "text": "", "canary": [], "ran": _ran(scratch / left[0])}
+            _result(scratch / left[0]).write_text(json.dumps(died), "utf-8")
+            running[_start(left[1:], good, scratch)] = left[1:]
+    return {name: json.loads(_result(scratch / name).read_text("utf-8")) for name in CASES}
+
+
+def _start(names: list[str], good: Path, scratch: Path) -> int:
+    """A child that writes the outcome of each case; returns its number."""
+    if child := os.fork():
+        return child
+    canary = Canary()
+    for name in names:
+        folder = scratch / name
+        folder.mkdir()
         os.chdir(folder)
         resource.setrlimit(resource.RLIMIT_AS, (_size() + BYTES, resource.RLIM_INFINITY))
-        signal.alarm(SECONDS)
-        result = outcome(name, good, folder)
-        result["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        os.write(write, json.dumps(result).encode())
-        os._exit(0)
-    os.close(write)
-    with os.fdopen(read, "rb") as stream:
-        content = stream.read()
-    _, status = os.waitpid(child, 0)
-    return (
-        json.loads(content) if content else {"kind": f"died (status {status})", "text": "", "canary": [], "ran": _ran(folder)}
-    )
+        result = outcome(name, good, folder, canary)
+        _result(folder).write_text(json.dumps(result), "utf-8")
+    os._exit(0)
+
+
+def _result(folder: Path) -> Path:
+    return folder.parent / f"{folder.name}.json"
 
 
 def _size() -> int:
@@ -100,8 +133,9 @@ def main() -> None:
     source_digest(export_graph)  # remembered in every child
     fine = good_recipe(scratch.resolve() / "fine.yaml", good.resolve())
     know_export(load_recipe(fine), Store(scratch.resolve() / STORE))
-    found = {name: in_a_child(name, good.resolve(), scratch.resolve() / name) for name in CASES}
-    results.write_text(json.dumps(found, indent=1), "utf-8")
+    fork_workers()
+    gc.freeze()  # collecting what all have in common would copy it for each
+    results.write_text(json.dumps(in_children(good.resolve(), scratch.resolve()), indent=1), "utf-8")
 
 
 if __name__ == "__main__":
