@@ -113,12 +113,20 @@ def open_checkpoint(folder: Path, source: str, revision: str | None = None) -> C
     """A checkpoint folder that exists, has a configuration, and whose files may be read.
 
     Raises:
-        CheckpointError: there is no such folder, or a file is none, a link out of it, or too large.
+        CheckpointError: there is no such folder, or a file is none, a link out of it, too large, or nothing that this user may
+            read.
     """
+    try:
+        return _opened(Checkpoint(folder, source, revision))
+    except PermissionError as error:
+        raise CheckpointError(f"{error.filename}: cannot be read ({error.strerror}). Get the right to read it.") from error
+
+
+def _opened(checkpoint: Checkpoint) -> Checkpoint:
+    folder = checkpoint.folder
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such checkpoint folder. Give one with config.json and .safetensors.")
     if not (folder / "config.json").exists():
         raise CheckpointError(f"{folder}: no config.json, so this is not a Hugging Face checkpoint.")
-    checkpoint = Checkpoint(folder, source, revision)
     checkpoint.side_files()  # refused now if libraries that read the folder by themselves might be led out of it
     return checkpoint

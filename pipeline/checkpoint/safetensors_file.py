@@ -83,7 +83,11 @@ def read_header(file: Path) -> dict[str, CheckpointWeight]:
 
 def _header(file: Path, real: Path, size: int) -> tuple[int, dict[str, Any]]:
     """Where a file's data begin, and its header: what is said of each tensor, by name."""
-    with real.open("rb") as stream:
+    try:
+        stream = real.open("rb")
+    except PermissionError as error:
+        raise CheckpointError(f"{file}: cannot be read ({error.strerror}). Get the right to read it.") from error
+    with stream:
         head = stream.read(8)
         length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
         if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):

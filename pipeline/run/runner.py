@@ -43,19 +43,18 @@ def run_recipe(recipe: Recipe, build: Path, model: Path | None, console: Console
     target, store = build / recipe.name, store or Store(build / ".store")
     with writing(build):
         make_folder(target)
-    with locked(target), logged(target), work_folder(target) as work:
+    with writing(build), locked(target), logged(target), work_folder(target) as work:
         store.sweep()
         run = Run.begin(recipe, resolve(recipe, model), store, console, work)
         console.print(plain(f"{recipe.name}: {describe(run.checkpoint)}"))
         check_template(run.checkpoint)
         check_tokenizer(run.checkpoint)
-        with writing(build):
-            for step in opening_steps(recipe, run.checkpoint):
-                execute(run, step)
-            for step in steps_after_opening(run.recipe, run.checkpoint):
-                execute(run, step)
-            manifest = _finish(run, recipe)
-            publish(work, target)
+        for step in opening_steps(recipe, run.checkpoint):
+            execute(run, step)
+        for step in steps_after_opening(run.recipe, run.checkpoint):
+            execute(run, step)
+        manifest = _finish(run, recipe)
+        publish(work, target)
     show_result(console, manifest, target)
     _check_gates(recipe, manifest)
     return target
