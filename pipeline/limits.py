@@ -12,8 +12,7 @@ MAX_INTEGER = (1 << 63) - 1
 """The largest number in a recipe."""
 
 TEXT_BYTES, DEEPEST = 64 << 20, 64
-"""Of a configuration, tokenizer or template, and of JSON: bytes, and levels. Gemma's tokenizer.json takes 33 MB, and
-configurations have five levels."""
+"""Of a configuration, tokenizer or template, and of JSON: bytes, and levels. Gemma's tokenizer.json takes 33 MB."""
 
 MAX_HEADER_BYTES = 25_000_000
 """Of a safetensors header: the format's own cap (https://github.com/huggingface/safetensors#format)."""
@@ -21,10 +20,10 @@ MAX_HEADER_BYTES = 25_000_000
 MOST_WIDTH, MOST_INNER, MOST_LAYERS, MOST_HEADS = 1 << 17, 1 << 20, 1 << 12, 1 << 12
 MOST_EXPERTS, MOST_TOKENS, MOST_POSITIONS = 1 << 12, 1 << 24, 1 << 26
 MOST_LABELS, MOST_PIXELS, MOST_CHANNELS, MOST_PATCHES = 1 << 17, 1 << 14, 1 << 8, 1 << 16
-"""Of a configuration: what the largest models have, and some times more."""
+"""Of a configuration: more than the published models have."""
 
 TOKENIZER_SECONDS, TOKENIZER_BYTES = 5, 1 << 30
-"""Of processor time to load a tokenizer and read a page, and of memory; Gemma's takes two seconds and 0.3 GB."""
+"""Of processor time to load a tokenizer and read a page, and of memory."""
 
 MOST_NODES, MOST_BODIES, MOST_ELEMENTS, MOST_RANK = 200_000, 8, 1 << 40, 64
 MOST_CONSTANT_ELEMENTS, MOST_ROUNDS = 1 << 26, 1 << 16
@@ -44,7 +43,7 @@ TEMPLATE_SECONDS, TEMPLATE_BYTES, TEMPLATE_CHARACTERS = 3, 256 << 20, 16 << 20
 
 
 def export_limits(weights: int, values: int, cores: int) -> tuple[int, int]:
-    """Seconds of processor time and bytes of memory for an export; some times what the largest models took.
+    """Seconds of processor time and bytes of memory for an export.
 
     Args:
         weights: how many tensors the checkpoint has: a graph grows with them.
