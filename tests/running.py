@@ -41,8 +41,10 @@ def know_export(recipe: Recipe, store: Store, model: Path | None = None) -> Path
     return run.graph_file
 
 
-def run_in_process(recipe: Recipe, build: Path, store: Store | None = None, model: Path | None = None) -> Path:
-    """`run_recipe`, quietly, exporting nowhere else."""
+def run_in_process(
+    recipe: Recipe, build: Path, store: Store | None = None, model: Path | None = None, console: Console = QUIET
+) -> Path:
+    """`run_recipe`, quietly by default, exporting nowhere else."""
     store = store or Store(build / ".store")
     know_export(recipe, store, model)
-    return run_recipe(recipe, build, model, QUIET, store)
+    return run_recipe(recipe, build, model, console, store)
