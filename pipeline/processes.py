@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import subprocess
@@ -43,6 +42,8 @@ def _kill_at_end(group: int, reading: int) -> None:
     """Let the kernel kill a group of processes when the other end of a pipe that it holds closes."""
     if sys.platform != "linux":  # nobody else sends a signal of choice
         return
+    import fcntl  # no module of every system
+
     fcntl.fcntl(reading, fcntl.F_SETOWN, -group)
     fcntl.fcntl(reading, fcntl.F_SETSIG, signal.SIGKILL)
     fcntl.fcntl(reading, fcntl.F_SETFL, fcntl.fcntl(reading, fcntl.F_GETFL) | os.O_ASYNC)
