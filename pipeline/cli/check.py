@@ -12,7 +12,8 @@ FromSource = Annotated[
     bool,
     typer.Option(
         "--from-source",
-        help="Make it again from the checkpoint, recalling nothing, and compare every file; takes as long as the run did.",
+        help="Make it again from the checkpoint, recalling nothing, and compare every file of the models, to the byte. Takes "
+        "about as long as the run did, and as much disk, in $TMPDIR.",
     ),
 ]
 

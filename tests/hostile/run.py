@@ -60,7 +60,8 @@ def outcome(name: str, good: Path, folder: Path, canary: Canary) -> dict[str, An
     signal.alarm(0)
     return {
         "kind": kind, "text": text[:2000], "seconds": time.monotonic() - began, "canary": canary.opened, "ran": _ran(folder),
-        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,  # of this case or one before it
+        # of this case or one before it, by this process or a worker
+        "peak": 1024 * max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)),
     }  # fmt: skip
 
 
@@ -135,7 +136,20 @@ def main() -> None:
     know_export(load_recipe(fine), Store(scratch.resolve() / STORE))
     fork_workers()
     gc.freeze()  # collecting what all have in common would copy it for each
-    results.write_text(json.dumps(in_children(good.resolve(), scratch.resolve()), indent=1), "utf-8")
+    outcomes = in_children(good.resolve(), scratch.resolve())
+    results.write_text(json.dumps(outcomes, indent=1), "utf-8")
+    print(summary(outcomes))
+
+
+def summary(outcomes: dict[str, dict[str, Any]]) -> str:
+    """How many were refused, and the most that one took."""
+    refused = sum(found["kind"] == "refused" for found in outcomes.values())
+    seconds = {name: found.get("seconds", 0.0) for name, found in outcomes.items()}
+    slowest, peak = max(seconds, key=lambda name: seconds[name]), max(found.get("peak", 0) for found in outcomes.values())
+    return (
+        f"{refused} of {len(outcomes)} refused; the slowest, {slowest}, after {seconds[slowest]:.1f} s; "
+        f"at most {peak / 1e9:.2f} GB, the libraries counted"
+    )
 
 
 if __name__ == "__main__":
