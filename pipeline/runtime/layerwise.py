@@ -7,7 +7,9 @@ depend on constants alone are repeated where they are needed; tensors that later
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
@@ -17,7 +19,10 @@ from lowbit.passes.graph.names import LAYER
 from lowbit.pipeline.runtime.memory import return_memory
 from lowbit.pipeline.runtime.partition import Feeds, ancestors, inputs_of, partition, subgraph_model
 from lowbit.pipeline.runtime.session import open_session
+from lowbit.pipeline.runtime.shared_session import SharedSessions, weights_to_feed, widened_values
 from lowbit.pipeline.runtime.three_bits import expand_three_bits
+
+Run = Callable[[Feeds], list[npt.NDArray[Any]]]
 
 
 class LayerwiseModel:
@@ -45,28 +50,43 @@ class LayerwiseModel:
         """
         states = [dict(feed) for feed in feeds]
         steps, done = len(self.subgraphs) * len(feeds), 0
+        shared = SharedSessions(self.folder)
         for number, nodes in enumerate(self.subgraphs):
             last = number == len(self.subgraphs) - 1
-            inputs = [name for name in inputs_of(nodes) if name in states[0]]
             later = {name for rest in self.subgraphs[number + 1 :] for name in inputs_of(rest)}
-            made = {tensor.name for node in nodes for tensor in node.outputs}
-            outputs = [self.output] if last else sorted(made & later)
-            model = subgraph_model(self.graph, nodes, {name: states[0][name] for name in inputs}, outputs)
+            outputs = [self.output] if last else [t.name for node in nodes for t in node.outputs if t.name in later]
+            with self._opened(nodes, states[0], outputs, shared) as run:
+                for state in states:
+                    results = run(state)
+                    done += 1
+                    progress(done / steps)
+                    if last:
+                        yield results[0]
+                        continue
+                    state.update(zip(outputs, results, strict=True))
+                    for name in state.keys() - later:
+                        del state[name]
+            return_memory()
+
+    @contextmanager
+    def _opened(self, nodes: list[gs.Node], state: Feeds, outputs: list[str], shared: SharedSessions) -> Iterator[Run]:
+        """A function from tensors by name, such as `state`, to the outputs of a subgraph, whose weights it holds."""
+        weights = weights_to_feed(nodes)
+        rest = [node for node in nodes if node.outputs[0].name not in weights]
+        inputs = [name for name in inputs_of(rest) if name in state]
+        if not weights:
+            model = subgraph_model(self.graph, nodes, {name: state[name] for name in inputs}, outputs)
             codes = expand_three_bits(model, self.folder)
             injected = {name: onnxruntime.OrtValue.ortvalue_from_numpy(value) for name, value in codes.items()}
             session = open_session(model, self.folder, arena=False, injected=injected)
-            for state in states:
-                results = session.run(outputs, {name: state[name] for name in inputs})
-                done += 1
-                progress(done / steps)
-                if last:
-                    yield results[0]
-                    continue
-                state.update(zip(outputs, results, strict=True))
-                for name in state.keys() - later:
-                    del state[name]
+            yield lambda state: session.run(outputs, {name: state[name] for name in inputs})
             del session, injected, codes
-            return_memory()
+            return
+        fed = widened_values(weights)
+        examples = {name: state[name] for name in inputs} | fed
+        session = shared.get(subgraph_model(self.graph, rest, examples, outputs))
+        names = [tensor.name for tensor in session.get_inputs()]
+        yield lambda state: session.run(None, dict(zip(names, [*(state[name] for name in inputs), *fed.values()], strict=True)))
 
 
 def _by_layer(nodes: list[gs.Node]) -> list[list[gs.Node]]:

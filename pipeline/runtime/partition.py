@@ -71,12 +71,15 @@ def inputs_of(nodes: list[gs.Node]) -> list[str]:
 
 
 def subgraph_model(graph: gs.Graph, nodes: list[gs.Node], inputs: Feeds, outputs: list[str]) -> onnx.ModelProto:
-    """Some nodes of `graph` as a model; `inputs` are examples of what it is fed."""
+    """Some nodes of `graph` as a model; `inputs` are examples of what it is fed, among it constants that it then has not."""
     typed = [gs.Variable(name, value.dtype, [None] * value.ndim) for name, value in inputs.items()]
     results = [gs.Variable(name, np.float32 if name == "logits" else None) for name in outputs]
     subgraph = gs.Graph(
         nodes, typed, results, functions=graph.functions, opset=graph.opset, import_domains=list(graph.import_domains)
     )
     model = gs.export_onnx(subgraph, do_type_check=False)
+    constants = [tensor for tensor in model.graph.initializer if tensor.name not in inputs]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(constants)
     model.opset_import.sort(key=lambda entry: entry.domain)  # graphsurgeon's order is that of a set of strings
     return model
