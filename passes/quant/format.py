@@ -95,9 +95,21 @@ class Blocks:
 
     def dequantize(self, k: int) -> npt.NDArray[np.float32]:
         """The weights that these codes stand for, float32 [rows, k]."""
-        rows, blocks = self.scales.shape
-        steps = self.codes.reshape(rows, blocks, -1).astype(np.float32) - self.zero_points[..., None]
-        return np.asarray((steps * self.scales[..., None]).reshape(rows, -1)[:, :k], np.float32)
+        return np.asarray(_dequantize(self.codes, self.scales, self.zero_points.astype(np.float32), k))
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _dequantize(codes, scales, zero_points, k):  # type: ignore[no-untyped-def]
+    """(code - zero_point) * scale in float32, the first `k` of every row."""
+    rows, blocks = scales.shape
+    size = codes.shape[1] // blocks
+    weights = np.empty((rows, k), np.float32)
+    for row in range(rows):
+        for block in range(blocks):
+            scale, zero = scales[row, block], zero_points[row, block]
+            for i in range(block * size, min((block + 1) * size, k)):
+                weights[row, i] = (np.float32(codes[row, i]) - zero) * scale
+    return weights
 
 
 def rounding_table(form: BlockFormat) -> npt.NDArray[np.float32]:

@@ -46,8 +46,21 @@ def unpack_lsb(packed, bits, count):  # type: ignore[no-untyped-def]
     """Bytes uint8 [rows, ceil(count * bits / 8)] -> codes uint8 [rows, count]."""
     per_byte = 8 // bits
     codes = np.empty((packed.shape[0], count), np.uint8)
+    whole = count // per_byte
     for row in range(packed.shape[0]):
-        for i in range(count):
+        # one loop a width, as in `pack_lsb`
+        if bits == 8:
+            for x in range(whole):
+                codes[row, x] = packed[row, x]
+        elif bits == 4:
+            for x in range(whole):
+                codes[row, 2 * x], codes[row, 2 * x + 1] = packed[row, x] & 15, packed[row, x] >> 4
+        else:
+            for x in range(whole):
+                byte = packed[row, x]
+                codes[row, 4 * x], codes[row, 4 * x + 1] = byte & 3, (byte >> 2) & 3
+                codes[row, 4 * x + 2], codes[row, 4 * x + 3] = (byte >> 4) & 3, byte >> 6
+        for i in range(whole * per_byte, count):
             codes[row, i] = (packed[row, i // per_byte] >> np.uint8(bits * (i % per_byte))) & ((1 << bits) - 1)
     return codes
 

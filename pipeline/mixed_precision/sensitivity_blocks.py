@@ -24,7 +24,7 @@ from lowbit.pipeline.mixed_precision.sensitivity import Layer, LayerChoice, Sens
 from lowbit.pipeline.runtime.torch_decoder import TorchDecoder
 from lowbit.pipeline.store.digests import digest, versions
 from lowbit.pipeline.store.store import Store
-from lowbit.pipeline.validate.reference import scaled_logits
+from lowbit.pipeline.validate.head import scaled_logits
 
 HEAD = "lm_head"
 Measured = Iterator[tuple[Layer, BlockFormat, float]]

@@ -53,4 +53,4 @@ class OutputDivergence(SensitivityMetric):
 
     def _divergence(self, expected: npt.NDArray[np.float32], logits: npt.NDArray[np.float32]) -> float:
         flat = [np.ascontiguousarray(rows[:, :-1]).reshape(-1, rows.shape[-1]) for rows in (expected, logits)]
-        return float(score_tokens(*flat, self.windows[:, 1:].reshape(-1))[:, 2].mean())
+        return float(score_tokens(flat[0], flat[1], self.windows[:, 1:].reshape(-1))[:, 2].mean())

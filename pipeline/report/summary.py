@@ -68,6 +68,8 @@ def _text_rows(text: TextQuality) -> list[Row]:
     if (as_run := text.as_run) is not None:
         level = ", ".join(map(str, as_run.accuracy_levels))
         rows.append((f"at accuracy_level {level}", f"perplexity {as_run.perplexity:.2f}, KL {as_run.kl_divergence:.4f}"))
+    elif text.as_run_skipped is not None:
+        rows.append(("as it runs", text.as_run_skipped))
     return rows
 
 

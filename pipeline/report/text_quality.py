@@ -76,10 +76,12 @@ class Continuation(Facts):
 
 
 class TextQuality(TextScores):
-    """Scores in exact arithmetic (accuracy_level 0), and where the two models differ most."""
+    """Scores in exact arithmetic (weights dequantized, products in float32), and where the two models differ most."""
 
     worst_windows: tuple[WorstWindow, ...]
     as_run: ScoresAsRun | None = optional()
     """None where the model runs in exact arithmetic, or where it was of no interest."""
+    as_run_skipped: str | None = optional()
+    """Why the scores of a model's own arithmetic are those of the exact one."""
     continuations: tuple[Continuation, ...] | None = optional()
     """None where the float model is too large to be held in memory."""

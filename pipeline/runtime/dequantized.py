@@ -14,6 +14,7 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from lowbit.passes.graph.quantized_ops import DOMAIN, MICROSOFT
+from lowbit.passes.lowering.fuse_transpose import FuseTranspose
 from lowbit.passes.quant.weights import DerivedWeight, Reader, Weight
 from lowbit.pipeline.onnx_io.reader import read_layers, region
 from lowbit.pipeline.onnx_io.stored_layer import StoredLayer
@@ -63,5 +64,5 @@ def dequantized_graph(file: Path) -> gs.Graph:
         weight = gs.Constant(f"{node.name}.dequantized", DequantizedWeight(layers[node.name]))
         node.op, node.domain, node.attrs, node.inputs = "FusedMatMul", MICROSOFT, {"transB": 1}, [node.inputs[0], weight]
     graph.functions = [function for function in graph.functions if function.domain != DOMAIN]
-    graph.cleanup(remove_unused_graph_inputs=False).toposort()
+    FuseTranspose().apply(graph)  # of what was left in float; drops what is not needed any more
     return graph

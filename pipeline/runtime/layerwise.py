@@ -50,10 +50,10 @@ class LayerwiseModel:
         """
         states = [dict(feed) for feed in feeds]
         steps, done = len(self.subgraphs) * len(feeds), 0
-        shared = SharedSessions(self.folder)
+        shared, needed = SharedSessions(self.folder), self._needed_after()
         for number, nodes in enumerate(self.subgraphs):
             last = number == len(self.subgraphs) - 1
-            later = {name for rest in self.subgraphs[number + 1 :] for name in inputs_of(rest)}
+            later = needed[number]
             outputs = [self.output] if last else [t.name for node in nodes for t in node.outputs if t.name in later]
             with self._opened(nodes, states[0], outputs, shared) as run:
                 for state in states:
@@ -67,6 +67,13 @@ class LayerwiseModel:
                     for name in state.keys() - later:
                         del state[name]
             return_memory()
+
+    def _needed_after(self) -> list[set[str]]:
+        """Of each subgraph, the tensors that those after it take."""
+        needed: list[set[str]] = [set()]
+        for nodes in self.subgraphs[:0:-1]:
+            needed.insert(0, needed[0] | set(inputs_of(nodes)))
+        return needed
 
     @contextmanager
     def _opened(self, nodes: list[gs.Node], state: Feeds, outputs: list[str], shared: SharedSessions) -> Iterator[Run]:
