@@ -75,7 +75,7 @@ def choose(checkpoint: Checkpoint, wanted: Wanted, passes: Sequence[Entry] | Non
     if any(map(_reads_text, entries)):
         chosen.sections["calibrate"] = {"text": "library", **_window(checkpoint, Calibrate().window)}
         chosen.said.append("layers are calibrated on docstrings of Python; for models that reason, text: generated is better")
-    hand_offs = [{"target": target} for target in targets]
+    hand_offs = [{"target": target, "compare": "quick"} for target in targets]
     chosen.sections |= {"passes": entries, "validate": _validate(checkpoint, chosen.said), "convert": hand_offs}
     return chosen
 
@@ -153,7 +153,7 @@ def _reads_text(entry: Entry) -> bool:
 def _validate(checkpoint: Checkpoint, said: list[str]) -> dict[str, int]:
     window = _window(checkpoint, Validate().window)
     if sum(math.prod(weight.shape) for weight in checkpoint.weights.values()) < LARGE:
-        return {"windows": 20, **window}
+        return {"windows": 4, **window}
     said.append("validated on 2 windows of 512 tokens, which take minutes each; set validate: windows for more")
     return {"windows": 2, **window}
 

@@ -53,6 +53,7 @@ def recipe_for(
     pinned = source if checkpoint.revision is None else {"source": source, "revision": checkpoint.revision}
     chosen = choose(checkpoint, Wanted(bits, block_size, method, targets, fit), passes)
     sections = chosen.sections
+    hand_offs = hand_offs and [{"compare": "quick", **one} if isinstance(one, Mapping) else one for one in hand_offs]
     given = {"export": export, "calibrate": calibrate, "convert": hand_offs}
     sections |= {key: value for key, value in given.items() if value is not None}
     if not isinstance(validate, bool):

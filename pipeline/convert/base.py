@@ -23,10 +23,13 @@ from lowbit.pipeline.report.engine_quality import Compared
 from lowbit.pipeline.runtime.layerwise import LayerwiseModel
 from lowbit.pipeline.runtime.partition import Feeds
 from lowbit.pipeline.runtime.session import decoder_feeds, load_model, set_accuracy_level
+from lowbit.pipeline.validate.greedy import NEW_TOKENS
 from lowbit.pipeline.validate.metrics import relative_error
 
 PROBE = 64
 """Tokens that a lowered graph is compared with the quantized one on."""
+QUICK_TOKENS = 8
+"""Tokens that an engine writes in a quick comparison."""
 LOWERING_TOLERANCE = 1e-5
 """Largest relative difference of logits between the quantized graph and the lowered one, both float32."""
 
@@ -67,6 +70,11 @@ class Target(ABC, Generic[OptionsT]):
     def __init__(self, options: OptionsT, checkpoint: Checkpoint) -> None:
         self.options = options
         self.checkpoint = checkpoint
+
+    @property
+    def new_tokens(self) -> int:
+        """How many tokens the engine writes after each prompt where it is compared on text."""
+        return QUICK_TOKENS if self.options.compare == "quick" else NEW_TOKENS
 
     @abstractmethod
     def sizes(self) -> Sizes:

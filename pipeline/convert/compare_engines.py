@@ -33,8 +33,13 @@ Ask = Callable[[Request], dict[str, Answer]]
 """Runs an engine in every one of its modes; the first is in float arithmetic."""
 
 
-def compare_runtimes(engine: str, ask: Ask, model_file: Path, samples: list[Feeds], checkpoint: Checkpoint) -> EngineOnText:
+def compare_runtimes(
+    engine: str, ask: Ask, model_file: Path, samples: list[Feeds], checkpoint: Checkpoint, new_tokens: int = NEW_TOKENS
+) -> EngineOnText:
     """Run an engine, and `model_file` in onnxruntime, on the `input_ids` [1, tokens] of `samples`.
+
+    Args:
+        new_tokens: how many the engine writes after each prompt.
 
     Raises:
         ConvertError: in float arithmetic the two differ by more than rounding.
@@ -42,13 +47,13 @@ def compare_runtimes(engine: str, ask: Ask, model_file: Path, samples: list[Feed
     session = open_model(model_file, accuracy_level=0)
     windows = np.concatenate([sample["input_ids"] for sample in samples])
     probe = windows[0][:PROBE].tolist()
-    request = Request(probe, STEPS, prompts_of(windows), NEW_TOKENS, windows.tolist(), TEXTS, CONVERSATIONS)
+    request = Request(probe, STEPS, prompts_of(windows), new_tokens, windows.tolist(), TEXTS, CONVERSATIONS)
     losses = [token_losses(_logits(session, ids), ids) for ids in request.windows]
     perplexity = float(np.exp(np.mean(losses)))
     answers, tokenizer = ask(request), load_tokenizer(checkpoint)
     figures = {name: _figures(session, request, answer, tokenizer) for name, answer in answers.items()}
     exact = next(iter(answers))
-    _check(engine, figures[exact], perplexity)
+    _check(engine, figures[exact], perplexity, new_tokens)
     return EngineOnText(
         onnxruntime_perplexity=perplexity, tokens=int(np.size(losses)), tokenizer=compare_ids(answers[exact].ids, tokenizer),
         chat_template=compare_chats(engine, answers[exact].chats, checkpoint), **figures,
@@ -67,14 +72,14 @@ def _figures(session: onnxruntime.InferenceSession, request: Request, answer: An
     )
 
 
-def _check(engine: str, exact: TextMode, perplexity: float) -> None:
+def _check(engine: str, exact: TextMode, perplexity: float, new_tokens: int) -> None:
     """In float arithmetic only rounding may differ; `perplexity` is onnxruntime's."""
-    different = NEW_TOKENS - exact.greedy_equal
+    different = new_tokens - exact.greedy_equal
     for what, value, limit in (
         ("logits differ", exact.relative_error, TOLERANCE),
         ("decoding token by token differs from prefill", exact.cache_relative_error, TOLERANCE),
         ("perplexity differs", abs(exact.perplexity / perplexity - 1), PERPLEXITY_TOLERANCE),
-        (f"only {exact.greedy_equal} of {NEW_TOKENS} greedy tokens are equal", different, 0),
+        (f"only {exact.greedy_equal} of {new_tokens} greedy tokens are equal", different, 0),
     ):
         if not value <= limit:
             raise ConvertError(

@@ -66,6 +66,8 @@ class Validate(Options):
     """Tokens that are read at once, each window from scratch."""
     windows: Annotated[int, Field(ge=1)] = 60
     """How many windows, from the start of the text."""
+    plain_rtn: bool = True
+    """Whether codes by plain rounding are measured beside those of another method: what the method brings. For text."""
     inputs: str | None = None
     """For models that read no text: an .npz file of one array for each input, relative to the recipe; by default noise, where
     the shapes are known."""
@@ -94,6 +96,9 @@ class Convert(Options):
 
     target: str
     """The engine: a word of a room of pipeline/convert, or the dotted name of a module of your own."""
+    compare: Literal["full", "quick", "none"] = "full"
+    """How much the engine is run on beside onnxruntime: four windows of the text of `validate` and 32 tokens of its own;
+    one window and 8 tokens; nothing. Codes and scales are proven equal either way."""
 
 
 SECTIONS: dict[str, type[Options]] = {

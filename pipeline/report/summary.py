@@ -18,6 +18,7 @@ from lowbit.pipeline.report.units import megabytes
 
 Row = tuple[str, str]
 """A name and what is said of it."""
+QUICK = "quickly, on one window of text and 8 tokens of its own; set compare: full for more"
 
 
 def show_result(console: Console, manifest: Manifest, folder: Path) -> None:
@@ -100,6 +101,7 @@ def _engine_rows(hand_off: HandOff, figures: EngineQuality) -> list[Row]:
                 )
                 for name, mode in figures.modes.items()
             ),
+            *([(f"{engine}, compared", QUICK)] if hand_off.options.get("compare") == "quick" else []),
             (f"{engine}, tokenizer", _tokenizer(figures.tokenizer)),
             *([] if figures.chat_template is None else [(f"{engine}, chat template", _template(figures.chat_template))]),
         ]

@@ -43,6 +43,7 @@ def _by_engines(manifest: Manifest, number: int) -> dict[str, str]:
         for folder, hand_off in manifest.hand_offs.items()
         if isinstance(figures := manifest.quality.engines[folder], EngineOnText)
         for name, mode in figures.modes.items()
+        if number < len(mode.continuations)  # a quick comparison has one
     }
 
 

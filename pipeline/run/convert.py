@@ -39,7 +39,9 @@ class Conversion:
 
     def steps(self) -> list[Step]:
         """Each depends on the one before it; the comparison on the folder, the float model and the text."""
-        target, folder, options = self.target, self.options.folder, self.options.model_dump(mode="json")
+        target, folder = self.target, self.options.folder
+        options = self.options.model_dump(mode="json", exclude={"compare"})
+        extent = {"compare": self.options.compare}
         lowered, written, proven, compared = (f"{folder} {verb}" for verb in ("lowered", "written", "proven", "compared"))
         workers = tuple(map(importlib.import_module, target.sources))
         libraries = (*target.packages, *RUNTIME_LIBRARIES)
@@ -48,7 +50,7 @@ class Conversion:
             Step("lower", self._lower, {"target": options["target"]}, (WRITE,), code=(type(target),), identity=lowered),
             Step("convert", self._write, options, (lowered,), packages=target.packages, identity=written),
             Step("prove", self._prove, inputs=(written,), identity=proven),
-            Step("compare runtimes", self._compare, inputs=seen, code=workers, packages=libraries, identity=compared),
+            Step("compare runtimes", self._compare, extent, seen, code=workers, packages=libraries, identity=compared),
         ]
 
     def _lower(self, run: Run, task: Task) -> None:
@@ -74,7 +76,8 @@ class Conversion:
     def _compare(self, run: Run, task: Task) -> None:
         """Figures of both engines, recalled where nothing that they depend on changed; or why they were not compared."""
         folder = self.options.folder
-        if (reason := too_large(run.checkpoint) or self.target.missing()) is not None:
+        asked = "the recipe says compare: none" if self.options.compare == "none" else None
+        if (reason := asked or too_large(run.checkpoint) or self.target.missing()) is not None:
             task.record.notes.append(f"runtimes not compared: {reason}")
             run.quality = run.quality.with_figures(**{folder: NotCompared(skipped=reason)})
         else:
@@ -85,4 +88,5 @@ class Conversion:
         shutil.rmtree(self.scratch)
 
     def _figures(self, samples: list[Feeds]) -> Compared:
-        return self.target.compare(self.model, self.folder, samples[:COMPARED_SAMPLES], self.scratch)
+        count = 1 if self.options.compare == "quick" else COMPARED_SAMPLES
+        return self.target.compare(self.model, self.folder, samples[:count], self.scratch)

@@ -44,7 +44,7 @@ def validating_steps(recipe: Recipe, checkpoint: Checkpoint) -> list[Step]:
         return [Step("validate", _compare_outputs, options, inputs, [], (compare_outputs,), RUNTIME_LIBRARIES)]
     steps = [Step("reference", _refer, options, ("graph", "weights", "samples"), [], (write_reference,), RUNTIME_LIBRARIES)]
     fits = too_large(checkpoint) is None
-    if fits and (plain := plain_steps(recipe)):
+    if fits and recipe.validate.plain_rtn and (plain := plain_steps(recipe)):
         applied = [(e.name, e.options.model_dump(mode="json"), source_digest(type(e.options))) for e in plain]
         steps.append(Step("plain rtn", partial(_round, plain=plain), {}, ("reference",), applied, (compare, write_files)))
     compared = Step(

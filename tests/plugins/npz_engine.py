@@ -94,7 +94,7 @@ class Npz(Target[NpzOptions]):
     def compare(self, model_file: Path, folder: Path, samples: list[Feeds], scratch: Path) -> EngineOnText:
         settings: dict[str, dict[str, int]] = {"exact": {"accuracy_level": 0}, "as_stored": {}}
         ask = partial(ask_engine, "the toy engine", WORKER, folder, settings, scratch)
-        return compare_runtimes("the toy engine", ask, model_file, samples, self.checkpoint)
+        return compare_runtimes("the toy engine", ask, model_file, samples, self.checkpoint, self.new_tokens)
 
     @classmethod
     def chat(cls, folder: Path, checkpoint: Checkpoint) -> OnnxEngine:

@@ -77,7 +77,7 @@ model = genai.Model("genai")"""
     def compare(self, model_file: Path, folder: Path, samples: list[Feeds], scratch: Path) -> EngineOnText:
         settings: dict[str, dict[str, int]] = {"accuracy_level_0": {"accuracy_level": 0}, "as_run": {}}
         ask = partial(ask_engine, "onnxruntime-genai", WORKER, folder, settings, scratch)
-        return compare_runtimes("onnxruntime-genai", ask, model_file, samples, self.checkpoint)
+        return compare_runtimes("onnxruntime-genai", ask, model_file, samples, self.checkpoint, self.new_tokens)
 
     @classmethod
     def chat(cls, folder: Path, checkpoint: Checkpoint) -> GenaiChat:

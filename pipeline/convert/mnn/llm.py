@@ -103,7 +103,7 @@ print(model.response("Hello"))"""
     def compare(self, model_file: Path, folder: Path, samples: list[Feeds], scratch: Path) -> EngineOnText:
         settings = {f"memory_{memory}": {"memory": memory, "precision": "high"} for memory in ("high", "low")}
         ask = partial(ask_engine, "MNN", WORKER, folder, settings, scratch)
-        return compare_runtimes("MNN", ask, model_file, samples, self.checkpoint)
+        return compare_runtimes("MNN", ask, model_file, samples, self.checkpoint, self.new_tokens)
 
     @classmethod
     def chat(cls, folder: Path, checkpoint: Checkpoint) -> MnnChat:

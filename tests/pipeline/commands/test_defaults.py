@@ -37,7 +37,7 @@ def test_a_decoder_for_mnn(tiny: Callable[..., Path]) -> None:
         {"quantize_matmul": {"bits": 4, "block_size": 64, "method": "mse", "zero_point": "float", "include": ["lm_head"]}},
         {"quantize_matmul": {"bits": 3, "block_size": 64, "method": "mse", "zero_point": "float"}},
     ]
-    assert found["convert"] == {"target": "mnn-llm"}
+    assert found["convert"] == {"compare": "quick", "target": "mnn-llm"}
     assert made.said == ()
     both = content(lowbit.recipe_for(tiny("llama"), bits=2, convert=["onnxruntime-genai", "mnn-llm"]))
     assert [one["target"] for one in both["convert"]] == ["onnxruntime-genai", "mnn-llm"]
@@ -86,8 +86,8 @@ def test_encoders_get_what_encoders_need(
     export(kind, Store(tmp_path / ".store"), task=task)
     made = lowbit.recipe_for(tiny(kind, task=task), bits=4, block_size=32, name="mine")
     assert content(made)["export"] == {"task": task}
-    assert content(made)["convert"] == {"target": "mnn"}
-    assert content(made)["validate"] == {"windows": 20, "window": 256}, "it has no more positions"
+    assert content(made)["convert"] == {"target": "mnn", "compare": "quick"}
+    assert content(made)["validate"] == {"windows": 4, "window": 256}, "it has no more positions"
     assert made.run(tmp_path, console=QUIET).manifest.hand_offs["mnn"].bit_exact
 
 

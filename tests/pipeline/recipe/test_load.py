@@ -118,12 +118,12 @@ MISTAKES = [
     (
         "scale_dtype: fp16",
         "three_bit: folded",
-        "14:3: unknown option 'three_bit'. It is an option of target: onnxruntime-genai; this target has scale_dtype.",
+        "14:3: unknown option 'three_bit'. It is an option of target: onnxruntime-genai; this target has compare, scale_dtype.",
     ),
     (
         "scale_dtype: fp16",
         "target: onnxruntime-genai\n  scale_dtype: fp32",
-        "15:3: unknown option 'scale_dtype'. It is an option of target: mnn-llm and mnn; this target has three_bit.",
+        "15:3: unknown option 'scale_dtype'. It is an option of target: mnn-llm and mnn; this target has compare, three_bit.",
     ),
     ("convert:\n  scale_dtype: fp16", "convert: [{target: mnn}, {target: mnn}]", "13:26: convert names the target mnn twice."),
     ("convert:\n  scale_dtype: fp16", "convert: [{target: mnn-llm}, {target: mnn}]", "13:10: mnn and mnn-llm both make the"),

@@ -154,3 +154,22 @@ def test_what_mnn_cannot_hold_is_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         results(*passes, **model)
+
+
+@pytest.mark.parametrize(("compare", "tokens"), [("quick", 8), ("none", 0)])
+def test_less_can_be_compared(results: Callable[..., Path], compare: str, tokens: int) -> None:
+    """The same folder as ever, run on less: what a result holds does not depend on it."""
+    passes = (NARROW, "quantize_matmul: {bits: 3, block_size: 32}")
+    full, less = (results(*passes, convert=f"convert: {{compare: {how}}}") for how in ("full", compare))
+    manifest = json.loads((less / "manifest.json").read_text("utf-8"))
+    assert manifest["hand_offs"]["mnn"]["options"]["compare"] == compare
+    figures = manifest["quality"]["mnn"]
+    assert figures.get("memory_high", {}).get("greedy_equal", 0) == tokens
+    assert ("compare: none" in figures.get("skipped", "")) is (tokens == 0)
+    assert (less / "mnn" / "llm.mnn.weight").read_bytes() == (full / "mnn" / "llm.mnn.weight").read_bytes()
+
+
+def test_plain_rounding_can_be_left_out(results: Callable[..., Path]) -> None:
+    passes = (NARROW, "quantize_matmul: {bits: 3, block_size: 32, method: mse}")
+    folder = results(*passes, validate="validate: {windows: 1, window: 64, plain_rtn: false}")
+    assert "plain_rtn" not in json.loads((folder / "manifest.json").read_text("utf-8"))["quality"]

@@ -52,7 +52,7 @@ def test_an_engine_from_outside_is_planned(tiny: Callable[..., Path], made: Path
 def test_an_engine_from_outside_is_run_and_reported(made: Path) -> None:
     manifest = json.loads((made / "manifest.json").read_text("utf-8"))
     hand_off, figures = manifest["hand_offs"]["npz"], manifest["quality"]["npz"]
-    assert (hand_off["target"], hand_off["options"]) == (ENGINE, {"compressed": False})
+    assert (hand_off["target"], hand_off["options"]) == (ENGINE, {"compare": "full", "compressed": False})
     assert hand_off["lowering_relative_error"] == 0
     assert hand_off["max_relative_error"] == 0, "onnxruntime beside onnxruntime"
     assert (figures["exact"]["greedy_equal"], figures["tokenizer"]["equal"]) == (32, figures["tokenizer"]["texts"])
@@ -98,7 +98,7 @@ def test_what_an_engine_from_outside_made_is_replaced(tiny: Callable[..., Path],
 def test_an_engine_from_outside_refuses(tiny: Callable[..., Path], tmp_path: Path) -> None:
     convert = f"convert: {{target: {ENGINE}, scale_dtype: fp32}}"
     with pytest.raises(
-        RecipeError, match=r"'scale_dtype'. It is an option of target: mnn-llm and mnn; this target has compressed"
+        RecipeError, match=r"'scale_dtype'. It is an option of target: mnn-llm and mnn; this target has compare, compressed"
     ):
         recipe_of(tmp_path, tiny(), *PASSES, convert=convert)
     with pytest.raises(RecipeError, match="compressed is 3; expected"):
