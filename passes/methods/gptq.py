@@ -10,6 +10,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from lowbit.passes.methods.mse import search
+from lowbit.passes.quant import kernel_cache  # noqa: F401  (before any kernel is made)
 from lowbit.passes.quant.format import BlockFormat, Blocks
 from lowbit.passes.quant.hessian import Hessian
 from lowbit.passes.quant.method import Method, needed

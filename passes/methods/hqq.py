@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lowbit.passes.methods.rtn import full_range
+from lowbit.passes.quant import kernel_cache  # noqa: F401  (before any kernel is made)
 from lowbit.passes.quant.format import BlockFormat, Blocks
 from lowbit.passes.quant.free_grid import on_grid
 from lowbit.passes.quant.hessian import Hessian

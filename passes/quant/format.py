@@ -18,6 +18,8 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
+from lowbit.passes.quant import kernel_cache  # noqa: F401  (before any kernel is made)
+
 ScaleDtype = Literal["fp16", "fp32"]
 ZeroPoint = Literal["integer", "float"]
 

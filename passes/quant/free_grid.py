@@ -8,6 +8,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
+from lowbit.passes.quant import kernel_cache  # noqa: F401  (before any kernel is made)
 from lowbit.passes.quant.format import BlockFormat, Blocks, exact_grid, exact_scale, exact_value, rounding_table
 
 ROUNDS = 8

@@ -11,6 +11,8 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
+from lowbit.passes.quant import kernel_cache  # noqa: F401  (before any kernel is made)
+
 NIB77 = "nib77"
 
 

@@ -18,6 +18,7 @@ import onnx
 from onnx import TensorProto
 
 from lowbit.passes.base import Pass, PassError
+from lowbit.passes.quant import kernel_cache  # noqa: F401  (before any kernel is made)
 from lowbit.passes.quant.format import BlockFormat, Blocks, offsets_of
 from lowbit.passes.quant.hessian import Hessian
 from lowbit.passes.quant.method import Method

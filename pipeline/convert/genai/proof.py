@@ -8,6 +8,7 @@ import numba
 import numpy as np
 from onnx import TensorProto
 
+from lowbit.passes.quant import kernel_cache  # noqa: F401  (before any kernel is made)
 from lowbit.passes.quant.parallel import in_order
 from lowbit.passes.quant.weights import rows_per_chunk
 from lowbit.pipeline.convert.base import Proof

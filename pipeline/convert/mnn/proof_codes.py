@@ -7,6 +7,7 @@ from pathlib import Path
 import numba
 import numpy as np
 
+from lowbit.passes.quant import kernel_cache  # noqa: F401  (before any kernel is made)
 from lowbit.passes.quant.parallel import in_order
 from lowbit.pipeline.convert.decode import decode_row
 from lowbit.pipeline.errors import ConvertError

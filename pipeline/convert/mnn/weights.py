@@ -18,6 +18,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
+from lowbit.passes.quant import kernel_cache  # noqa: F401  (before any kernel is made)
 from lowbit.passes.quant.format import ScaleDtype
 from lowbit.passes.quant.pack import unpack_codes
 from lowbit.passes.quant.parallel import in_order
