@@ -5,7 +5,7 @@ READY := .venv/.ready
 MODEL := $(if $(model),--model $(model))
 PARALLEL := -n 2 --dist worksteal
 
-.PHONY: run plan check frontier measure compare sweep chat doctor test test-all coverage lint schema docs bench bench-accuracy bench-decode bench-fit bench-peers fuzz clean help
+.PHONY: run plan check frontier measure compare sweep chat doctor test test-all coverage lint schema docs bench bench-accuracy bench-validate bench-decode bench-fit bench-peers fuzz clean help
 .DEFAULT_GOAL := run
 
 run: $(READY)  ## make recipe=NAME [model=FOLDER]: run a recipe
@@ -60,6 +60,9 @@ bench: $(READY)  ## make bench [shape=7b]: memory and time on a checkpoint of tr
 
 bench-accuracy: $(READY)  ## make bench-accuracy [bits="3 2"] [blocks=64]: quality of every method; [shape=7b-layer]: time and memory
 	@$(BIN)/python -m $(if $(shape),tests.bench.layer,tests.bench.accuracy $(if $(bits),--bits $(bits)) $(if $(blocks),--blocks $(blocks)))
+
+bench-validate: $(READY)  ## make bench-validate model=FOLDER [windows=4]: validation beside plain passes of the float model in onnxruntime
+	@$(BIN)/python -m tests.bench.validate --model $(model) $(if $(windows),--windows $(windows))
 
 bench-decode: $(READY)  ## make bench-decode [shape=0.5b]: tokens per second, ours beside onnxruntime-genai's builder and the plain graph
 	@$(BIN)/python -m tests.bench.decode $(if $(shape),--shape $(shape))
