@@ -85,7 +85,8 @@ class LayerwiseModel:
             model = subgraph_model(self.graph, nodes, {name: state[name] for name in inputs}, outputs)
             codes = expand_three_bits(model, self.folder)
             injected = {name: onnxruntime.OrtValue.ortvalue_from_numpy(value) for name, value in codes.items()}
-            session = open_session(model, self.folder, arena=False, injected=injected)
+            # an arena reuses memory from run to run, but may hold twice what the largest tensor takes: logits go without
+            session = open_session(model, self.folder, arena=outputs != [self.output], injected=injected)
             yield lambda state: session.run(outputs, {name: state[name] for name in inputs})
             del session, injected, codes
             return
